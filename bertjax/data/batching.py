@@ -1,0 +1,79 @@
+"""Batches of windows of like length: less padding, few shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from bertjax.data.features import Window
+
+Batch = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BatchPlan:
+    """Which windows go into which batch, and to which length they are padded."""
+
+    rows: np.ndarray  # int32 [batch]: indexes of windows
+    length: int
+
+
+def padded_length(length: int, multiple: int, longest: int) -> int:
+    """Round up to a multiple, but never past the longest allowed."""
+    return min(-(-length // multiple) * multiple, longest)
+
+
+def collate(windows: Sequence[Window], rows: Sequence[int], length: int, pad_id: int = 0) -> Batch:
+    """Pad windows into arrays.
+
+    Returns:
+      int32 arrays: `input_ids`, `attention_mask`, `token_type_ids` [batch, length]; `starts`, `ends` [batch].
+    """
+    shape = (len(rows), length)
+    ids, mask, types = np.full(shape, pad_id, np.int32), np.zeros(shape, np.int32), np.zeros(shape, np.int32)
+    for row, index in enumerate(rows):
+        window = windows[index]
+        size = len(window)
+        ids[row, :size], mask[row, :size] = window.input_ids, 1
+        types[row, window.context_start : size] = 1
+    starts = np.array([windows[index].start for index in rows], np.int32)
+    ends = np.array([windows[index].end for index in rows], np.int32)
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": types, "starts": starts, "ends": ends}
+
+
+def plan_epoch(
+    lengths: np.ndarray, *, batch_size: int, multiple: int, longest: int, seed: int, epoch: int
+) -> list[BatchPlan]:
+    """Shuffled batches of exactly `batch_size` windows of like length, the same for the same seed and epoch.
+
+    Windows are shuffled, sorted by length inside pools of 64 batches, cut into batches, and the batches are
+    shuffled. The last batch is filled up from the epoch's beginning, so that every batch has one shape per length.
+    """
+    random = np.random.default_rng((seed, epoch))
+    order = random.permutation(len(lengths))
+    short = -len(order) % batch_size
+    order = np.concatenate([order, np.resize(order, short)])
+    plans = []
+    for begin in range(0, len(order), 64 * batch_size):
+        pool = order[begin : begin + 64 * batch_size]
+        pool = pool[np.argsort(lengths[pool], kind="stable")]
+        for first in range(0, len(pool), batch_size):
+            rows = pool[first : first + batch_size].astype(np.int32)
+            plans.append(BatchPlan(rows=rows, length=padded_length(lengths[rows].max(), multiple, longest)))
+    return [plans[index] for index in random.permutation(len(plans))]
+
+
+def plan_inference(lengths: np.ndarray, *, tokens: int, multiple: int, longest: int) -> list[BatchPlan]:
+    """Batches in order of length, each of about `tokens` padded tokens; every window stands in just one batch.
+
+    For one padded length all batches but the last have the same number of rows.
+    """
+    order = np.argsort(lengths, kind="stable").astype(np.int32)
+    padded = np.array([padded_length(lengths[index], multiple, longest) for index in order])
+    plans = []
+    for length in np.unique(padded):
+        rows, size = order[padded == length], max(1, tokens // int(length))
+        plans += [BatchPlan(rows=rows[i : i + size], length=int(length)) for i in range(0, len(rows), size)]
+    return plans

@@ -1,0 +1,43 @@
+"""A SQuAD file together with its windows: what training, calibration and evaluation read."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bertjax.data.features import Window, WindowSettings, make_windows
+from bertjax.data.squad import Example, read_squad
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """`windows` in the order of `examples`; `lengths` int32 [windows] in tokens."""
+
+    examples: list[Example]
+    windows: list[Window]
+    lengths: np.ndarray
+    longest: int  # the longest window allowed, in tokens
+
+
+def load_dataset(
+    path: Path, tokenizer: Tokenizer, settings: WindowSettings, *, questions: int | None = None, seed: int = 0
+) -> Dataset:
+    """Read a SQuAD file and cut it into windows; raises as `read_squad` and `make_windows`.
+
+    Args:
+      questions: keep this many, drawn at random; None keeps all.
+    """
+    examples = read_squad(path)
+    if questions is not None and questions < len(examples):
+        chosen = np.random.default_rng(seed).choice(len(examples), questions, replace=False)
+        examples = [examples[index] for index in sorted(chosen)]
+    return from_examples(examples, tokenizer, settings)
+
+
+def from_examples(examples: list[Example], tokenizer: Tokenizer, settings: WindowSettings) -> Dataset:
+    windows = make_windows(examples, tokenizer, settings)
+    lengths = np.array([len(window) for window in windows], np.int32)
+    return Dataset(examples=examples, windows=windows, lengths=lengths, longest=settings.max_seq)

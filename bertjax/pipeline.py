@@ -1,0 +1,320 @@
+"""The whole chain: teacher -> prune -> distill -> calibrate -> quantization-aware distillation, each evaluated.
+
+Every stage reads a model directory and writes one. A stage whose directory is there is done; a stage that was
+interrupted goes on from its checkpoint in `work/`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax import inputs, modeldir, records
+from bertjax.config import BertConfig, count_macs
+from bertjax.data import download
+from bertjax.data.answers import write_predictions
+from bertjax.data.dataset import Dataset, load_dataset
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.errors import UserError
+from bertjax.evaluation import Evaluator
+from bertjax.model import BertForQuestionAnswering, Params, init_params
+from bertjax.pruning import importance as fisher
+from bertjax.pruning.picture import draw_kept, kept_table
+from bertjax.pruning.search import search
+from bertjax.pruning.surgery import cut
+from bertjax.quantization.calibrate import quantize, record_ranges
+from bertjax.scratch import write_scratch_inputs
+from bertjax.settings import RunSettings, to_dict
+from bertjax.tensors import count_parameters
+from bertjax.training.distill import DistillSettings, distill
+from bertjax.training.finetune import fine_tune, steps_per_epoch
+from bertjax.training.loop import TrainSettings
+from bertjax.training.teacher import Targets, Teacher, cache_bytes, default_layer_map, make_targets
+
+DIRECTORIES = {  # where each stage's model directory lies in the run directory
+    "teacher": "teacher",
+    "pruned": "work/pruned",
+    "distilled": "student",
+    "ptq": "work/ptq",
+    "int8": "student-int8",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One run in its directory; data and teacher are read when a stage first asks for them."""
+
+    settings: RunSettings
+    command: str
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.settings.output)
+
+    def directory(self, stage: str) -> Path:
+        return self.folder / DIRECTORIES[stage]
+
+    def done(self, stage: str) -> bool:
+        return (self.directory(stage) / "config.json").exists()
+
+    @functools.cached_property
+    def files(self) -> inputs.Files:
+        return inputs.resolve_files(self.settings)
+
+    @functools.cached_property
+    def datasets(self) -> tuple[Dataset, Dataset]:
+        tokenizer = load_tokenizer(self.directory("teacher") if self.done("teacher") else self.teacher_source)
+        return inputs.load_training(self.settings, self.files, tokenizer)
+
+    @functools.cached_property
+    def eval_dataset(self) -> Dataset:
+        return load_dataset(
+            self.files.eval, load_tokenizer(self.directory("teacher")), inputs.window_settings(self.settings)
+        )
+
+    @functools.cached_property
+    def teacher_source(self) -> Path:
+        """The directory that the teacher is made from."""
+        if self.settings.teacher:
+            return download.model_directory(self.settings.teacher, "--teacher")
+        if self.settings.encoder:
+            return download.model_directory(self.settings.encoder, "--encoder")
+        raise UserError("--teacher or --encoder: give one of them, or use --preset demo")
+
+    @functools.cached_property
+    def targets(self) -> tuple[Teacher, Targets]:
+        config, arrays = modeldir.load_question_answering(self.directory("teacher"))
+        teacher = Teacher(
+            config=config,
+            params={name: jnp.asarray(value) for name, value in arrays.items()},
+            layer_map=default_layer_map(len(config.layers)),
+        )
+        train, _ = self.datasets
+        fits = cache_bytes(teacher, train) <= self.settings.cache_gib * 2**30
+        cache = self.folder / "work" / "teacher-outputs" if fits else None
+        return teacher, make_targets(teacher, train, cache=cache, dtype=jnp.dtype(self.settings.dtype))
+
+    def load(self, stage: str) -> tuple[BertConfig, Params]:
+        config, arrays = modeldir.load_question_answering(self.directory(stage))
+        return config, {name: jnp.asarray(value) for name, value in arrays.items()}
+
+    def save(self, stage: str, config: BertConfig, params: Params) -> None:
+        arrays = {name: np.asarray(value) for name, value in params.items()}
+        source = self.teacher_source if stage == "teacher" else self.directory("teacher")
+        modeldir.save(self.directory(stage), config, arrays, tokenizer_from=source)
+
+    @contextlib.contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the block's seconds to the stage's, also when it is interrupted."""
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            stages = records.read_metrics(self.folder).get("stages", {})
+            seconds = stages.get(stage, {}).get("seconds", 0.0) + time.monotonic() - begin
+            records.update_metrics(self.folder, {"stages": {stage: {"seconds": round(seconds, 1)}}})
+
+    def train_settings(self, stage: str, dataset: Dataset) -> TrainSettings:
+        """The loop's settings of `teacher`, `distill` or `qat`."""
+        epochs, batch_size = (getattr(self.settings, f"{stage}_{field}") for field in ("epochs", "batch_size"))
+        return TrainSettings(
+            steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs)),
+            learning_rate=getattr(self.settings, f"{stage}_learning_rate"),
+            seed=self.settings.seed,
+            evaluations=self.settings.evaluations,
+        )
+
+
+def run_pipeline(settings: RunSettings, command: str) -> Run:
+    """Run or continue all stages that are not skipped; every figure goes into `metrics.json`.
+
+    Raises:
+      UserError: wrong input, or the directory holds a run with other settings.
+      WorkFailed: a stage failed.
+    """
+    _claim(settings)
+    if settings.scratch is not None:
+        settings = write_scratch_inputs(settings)
+    run = Run(settings, command)
+    if not run.done("teacher"):
+        _make_teacher(run)
+    _record_run(run)
+    _evaluate(run, "teacher")
+    for stage, make in (("pruned", _prune), ("distilled", _distill), ("ptq", _calibrate), ("int8", _qat)):
+        if "calibrate" in settings.skip and stage in ("ptq", "int8"):
+            break
+        if not run.done(stage):
+            make(run)
+        _evaluate(run, stage)
+    return run
+
+
+def _claim(settings: RunSettings) -> None:
+    """Write `settings.json`, or see that the one there is the same."""
+    path = Path(settings.output) / "settings.json"
+    wanted = json.loads(json.dumps(to_dict(settings)))
+    if not path.exists():
+        modeldir.write_file_aside(path, json.dumps(wanted, indent=2) + "\n")
+        return
+    try:
+        found = json.loads(path.read_text())
+    except json.JSONDecodeError:
+        raise UserError(f"{path}: not valid JSON; give another --output") from None
+    changed = [name for name in wanted if found.get(name) != wanted[name]]
+    if changed:
+        what = ", ".join(f"{name} was {found.get(name)!r} and is now {wanted[name]!r}" for name in changed)
+        raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
+
+
+def _record_run(run: Run) -> None:
+    train, validation = run.datasets
+    settings = run.settings
+    data = {
+        "train_file": str(run.files.train),
+        "val_file": str(run.files.val) if run.files.val else None,
+        "eval_file": str(run.files.eval),
+        "train_windows": len(train.windows),
+        "val_windows": len(validation.windows),
+        "max_seq": settings.max_seq,
+        "doc_stride": settings.doc_stride,
+        "max_query": settings.max_query,
+    }
+    about = {"command": run.command, "versions": records.versions(), "machine": records.machine()}
+    records.update_metrics(run.folder, about | {"seed": settings.seed, "data": data})
+
+
+def _make_teacher(run: Run) -> None:
+    with run.timed("teacher"):
+        if run.settings.teacher:
+            config, arrays = modeldir.load_question_answering(run.teacher_source)
+            run.save("teacher", config, arrays)
+            return
+        config, arrays = modeldir.load_encoder(run.teacher_source)
+        config = dataclasses.replace(
+            config,
+            hidden_dropout=run.settings.hidden_dropout,
+            attention_dropout=run.settings.attention_dropout,
+        )
+        _check_positions(config, run.settings)
+        params = init_params(BertForQuestionAnswering, config, seed=run.settings.seed)
+        train, validation = run.datasets
+        params = fine_tune(
+            config=config,
+            params=params | {name: jnp.asarray(value) for name, value in arrays.items()},
+            dataset=train,
+            validation=validation,
+            batch_size=run.settings.teacher_batch_size,
+            settings=run.train_settings("teacher", train),
+            folder=run.folder / "work" / "teacher",
+            dtype=jnp.dtype(run.settings.dtype),
+        )
+        run.save("teacher", config, params)
+
+
+def _check_positions(config: BertConfig, settings: RunSettings) -> None:
+    if settings.max_seq > config.max_position_embeddings:
+        raise UserError(f"--max-seq {settings.max_seq}: the model has {config.max_position_embeddings} positions")
+
+
+def _prune(run: Run) -> None:
+    config, params = run.load("teacher")
+    _check_positions(config, run.settings)
+    with run.timed("pruned"):
+        if "prune" in run.settings.skip:
+            run.save("pruned", config, params)
+            return
+        path = run.folder / "work" / "importance.npz"
+        if not path.exists():
+            examples = run.settings.importance_examples
+            found = fisher.measure_importance(
+                config, params, run.datasets[0], examples=examples, seed=run.settings.seed
+            )
+            fisher.save_importance(path, found)
+        plan = search(
+            config,
+            fisher.load_importance(path),
+            reduction=run.settings.flops_reduction,
+            seq=run.settings.max_seq,
+            ffn_group=run.settings.ffn_group,
+        )
+        # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
+        student, arrays = cut(config, {name: np.asarray(value) for name, value in params.items()}, plan)
+        student = dataclasses.replace(student, hidden_dropout=0.0, attention_dropout=0.0)
+        print(kept_table(config, student))
+        draw_kept(run.folder / "pruning.svg", config, student)
+        run.save("pruned", student, arrays)
+
+
+def _distill(run: Run) -> None:
+    config, params = run.load("pruned")
+    with run.timed("distilled"):
+        if "distill" not in run.settings.skip:
+            params = _distill_stage(run, "distill", config, params)
+        run.save("distilled", config, params)
+
+
+def _calibrate(run: Run) -> None:
+    config, params = run.load("distilled")
+    with run.timed("ptq"):
+        examples = min(run.settings.calibration_examples, len(run.datasets[0].windows))
+        ranges = record_ranges(config, params, run.datasets[0], examples=examples, seed=run.settings.seed)
+        config, params = quantize(config, params, ranges, calibrator=run.settings.calibrator, examples=examples)
+        run.save("ptq", config, params)
+
+
+def _qat(run: Run) -> None:
+    config, params = run.load("ptq")
+    with run.timed("int8"):
+        if "qat" not in run.settings.skip:
+            params = _distill_stage(run, "qat", config, params)
+            config = dataclasses.replace(config, quantization=dataclasses.replace(config.quantization, trained=True))
+        run.save("int8", config, params)
+
+
+def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params) -> Params:
+    settings, (teacher, targets), (train, validation) = run.settings, run.targets, run.datasets
+    return distill(
+        config=config,
+        params=params,
+        layer_map=teacher.layer_map,
+        targets=targets,
+        dataset=train,
+        validation=validation,
+        batch_size=getattr(settings, f"{stage}_batch_size"),
+        distillation=DistillSettings(
+            temperature=settings.temperature,
+            label_weight=settings.label_weight,
+            hidden_weight=settings.hidden_weight,
+        ),
+        settings=run.train_settings(stage, train),
+        folder=run.folder / "work" / stage,
+        label=stage,
+        dtype=jnp.dtype(settings.dtype),
+    )
+
+
+def _evaluate(run: Run, stage: str) -> None:
+    """Score a stage's model directory on the evaluation file, unless that is done or skipped."""
+    directory = run.directory(stage)
+    config = BertConfig.from_json(directory / "config.json")
+    figures: dict[str, float] = {
+        "parameters": count_parameters(config),
+        "macs": count_macs(config, run.settings.max_seq),
+        "bytes": modeldir.weight_bytes(directory),
+    }
+    known = records.read_metrics(run.folder).get("stages", {}).get(stage, {})
+    if "evaluate" not in run.settings.skip and "f1" not in known:
+        config, params = run.load(stage)
+        found = Evaluator(config, run.eval_dataset)(params, label=f"evaluate {stage}")
+        figures |= {"exact_match": found.score.exact_match, "f1": found.score.f1}
+        write_predictions(run.folder / "predictions" / f"{stage}.json", found.answers)
+        print(f"{stage}: exact match {found.score.exact_match:.2f}, F1 {found.score.f1:.2f}")
+    records.update_metrics(run.folder, {"stages": {stage: figures}})

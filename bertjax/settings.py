@@ -1,0 +1,76 @@
+"""Everything that decides a run of `train/distill.py`, as one flat record whose fields are its flags."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+STAGES = ("prune", "distill", "calibrate", "qat", "evaluate")  # those that --skip names
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scratch:
+    """A teacher from nothing on the embedded corpus: its shape, and its whole-word-masking pre-training."""
+
+    paragraphs: tuple[int, int, int]  # of the train, validation and evaluation parts
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    heads: int
+    ffn: int
+    pretrain_steps: int
+    pretrain_batch_size: int
+    pretrain_learning_rate: float
+
+
+def _flag(default: Any, help: str, **rest: Any) -> Any:
+    return dataclasses.field(default=default, metadata={"help": help, **rest})
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """A complete run. Presets (`bertjax.presets`) name useful ones."""
+
+    output: str = _flag("runs/demo", "run directory to write")
+    encoder: str | None = _flag(None, "pretrained encoder to fine-tune into a teacher: model directory or hub name")
+    teacher: str | None = _flag(None, "finished QA teacher instead: model directory or hub name")
+    train_file: str | None = _flag(
+        None, "SQuAD v1.1 .json or .json.gz to train on; 'squad-v1.1' fetches the public one"
+    )
+    val_file: str | None = _flag(None, "file to choose by; without it, one in fifty training paragraphs is held out")
+    eval_file: str | None = _flag(None, "file to report scores on; 'squad-v1.1' fetches the public development set")
+    train_questions: int | None = _flag(None, "train on this many questions, drawn at random", type=int)
+    val_questions: int | None = _flag(None, "choose by this many validation questions, drawn at random", type=int)
+    max_seq: int = _flag(384, "longest window in tokens, and the served length at which MACs are counted")
+    doc_stride: int = _flag(128, "tokens between the starts of two windows of one paragraph")
+    max_query: int = _flag(64, "tokens of the question that are kept")
+    hidden_dropout: float = _flag(0.1, "dropout on hidden states while the teacher is fine-tuned")
+    attention_dropout: float = _flag(0.0, "dropout on attention weights; it costs a third of the step on a CPU")
+    teacher_epochs: float = _flag(2.0, "epochs of fine-tuning")
+    teacher_batch_size: int = _flag(32, "windows per step of fine-tuning")
+    teacher_learning_rate: float = _flag(1e-4, "peak learning rate of fine-tuning")
+    flops_reduction: float = _flag(2.0, "how many times fewer multiply-accumulates the student has")
+    ffn_group: int = _flag(32, "FFN widths are kept in multiples of this")
+    importance_examples: int = _flag(2048, "training windows whose gradients decide what is cut")
+    distill_epochs: float = _flag(2.0, "epochs of distillation in floating point")
+    distill_batch_size: int = _flag(32, "windows per step of distillation")
+    distill_learning_rate: float = _flag(1e-4, "peak learning rate of distillation")
+    temperature: float = _flag(2.0, "softness of the span distributions that are distilled")
+    label_weight: float = _flag(0.2, "weight of the labels' cross-entropy beside the teacher's distributions")
+    hidden_weight: float = _flag(1.0, "weight of the hidden states' distance")
+    cache_gib: float = _flag(16.0, "keep the teacher's outputs on disk if they take at most this many GiB")
+    calibrator: str = _flag("mse", "how activation ranges are chosen", choices=("max", "percentile", "entropy", "mse"))
+    calibration_examples: int = _flag(256, "training windows that are looked at for the ranges")
+    qat_epochs: float = _flag(0.5, "epochs of quantization-aware distillation")
+    qat_batch_size: int = _flag(32, "windows per step of quantization-aware distillation")
+    qat_learning_rate: float = _flag(3e-5, "peak learning rate of quantization-aware distillation")
+    evaluations: int = _flag(4, "how often each training stage is scored on the validation file; the best is kept")
+    dtype: str = _flag("float32", "dtype of the activations in training", choices=("float32", "bfloat16"))
+    seed: int = _flag(0, "seed of everything random")
+    skip: tuple[str, ...] = _flag((), f"stages to leave out: {', '.join(STAGES)}", nargs="*", choices=STAGES)
+    scratch: Scratch | None = None
+
+
+def to_dict(settings: RunSettings) -> dict[str, Any]:
+    """As JSON holds it."""
+    return dataclasses.asdict(settings) | {"skip": list(settings.skip)}
