@@ -1,0 +1,1 @@
+"""Structured pruning: importance, the search under a MACs target, and physical surgery."""

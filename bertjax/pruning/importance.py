@@ -1,0 +1,132 @@
+"""How much each head, FFN unit, block and layer matters, from gradients.
+
+Each pruning unit has a gate of 1 on its output. The empirical Fisher information of a gate, the mean over examples
+of its squared loss gradient, is (twice) the second-order estimate of what closing it costs when the model is near
+a minimum (LeCun et al. 1990; Kwon et al. 2022, "A Fast Post-Training Pruning Framework for Transformers").
+The square is taken for each example before anything is summed: a sum over a batch lets examples cancel each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from bertjax.config import BertConfig
+from bertjax.data import batching
+from bertjax.data.dataset import Dataset
+from bertjax.model import BertForQuestionAnswering, Gates, Params, bind
+from bertjax.modeldir import write_file_aside
+from bertjax.training.losses import span_cross_entropy
+
+BATCH_TOKENS = 4096
+LENGTH_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Importance:
+    """Fisher information of every gate, float64, larger is more important.
+
+    heads[i]: [heads of layer i]; ffn[i]: [FFN units of layer i]; attention_blocks, ffn_blocks, layers: [layers],
+    those of one common gate on all heads, on all units, and on both blocks of a layer.
+    """
+
+    heads: tuple[np.ndarray, ...]
+    ffn: tuple[np.ndarray, ...]
+    attention_blocks: np.ndarray
+    ffn_blocks: np.ndarray
+    layers: np.ndarray
+
+
+def open_gates(config: BertConfig, batch: int) -> Gates:
+    """All gates at 1, for `batch` examples."""
+    return Gates(
+        heads=tuple(jnp.ones((batch, layer.heads)) for layer in config.layers),
+        ffn=tuple(jnp.ones((batch, layer.ffn)) for layer in config.layers),
+    )
+
+
+def gate_gradients(config: BertConfig, params: Params, batch: batching.Batch) -> Gates:
+    """Each example's gradient of its own span loss by its own gates, shaped like `Gates`.
+
+    Gates are per example, so one backward pass over the summed loss gives all examples' gradients apart.
+    """
+
+    def total(gates: Gates) -> jax.Array:
+        module = bind(BertForQuestionAnswering, config, params)
+        output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], gates=gates)
+        return span_cross_entropy(output, batch["attention_mask"], batch["starts"], batch["ends"]).sum()
+
+    return jax.grad(total)(open_gates(config, batch["input_ids"].shape[0]))
+
+
+def measure_importance(config: BertConfig, params: Params, dataset: Dataset, *, examples: int, seed: int) -> Importance:
+    """Fisher information over `examples` windows of `dataset` that hold their answer, drawn at random."""
+    answered = np.array([index for index, window in enumerate(dataset.windows) if window.end > 0])
+    chosen = np.random.default_rng(seed).permutation(answered)[:examples]
+
+    @jax.jit
+    def squares(params: Params, batch: batching.Batch, real: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+        gradients = gate_gradients(config, params, batch)
+        heads = [gradient * real[:, None] for gradient in gradients.heads]
+        ffn = [gradient * real[:, None] for gradient in gradients.ffn]
+        attention_sum = [gradient.sum(axis=1) for gradient in heads]
+        ffn_sum = [gradient.sum(axis=1) for gradient in ffn]
+        return {
+            "heads": tuple(jnp.square(gradient).sum(axis=0) for gradient in heads),
+            "ffn": tuple(jnp.square(gradient).sum(axis=0) for gradient in ffn),
+            "attention_blocks": tuple(jnp.square(value).sum() for value in attention_sum),
+            "ffn_blocks": tuple(jnp.square(value).sum() for value in ffn_sum),
+            "layers": tuple(jnp.square(a + f).sum() for a, f in zip(attention_sum, ffn_sum, strict=True)),
+        }
+
+    totals = None
+    plans = batching.plan_inference(
+        dataset.lengths[chosen], tokens=BATCH_TOKENS, multiple=LENGTH_MULTIPLE, longest=dataset.longest
+    )
+    bar = tqdm(total=len(chosen), desc="importance", unit="example", dynamic_ncols=True)
+    for plan in plans:
+        size = max(1, BATCH_TOKENS // plan.length)  # one shape per length: the last batch is filled up, weight 0
+        rows = chosen[np.resize(plan.rows, size)]
+        real = (np.arange(size) < len(plan.rows)).astype(np.float32)
+        batch = batching.collate(dataset.windows, rows, plan.length, config.pad_token_id)
+        found = jax.tree.map(lambda value: np.asarray(value, np.float64), squares(params, batch, real))
+        totals = found if totals is None else jax.tree.map(np.add, totals, found)
+        bar.update(len(plan.rows))
+    bar.close()
+    mean = jax.tree.map(lambda value: value / len(chosen), totals)
+    return Importance(
+        heads=mean["heads"],
+        ffn=mean["ffn"],
+        attention_blocks=np.array(mean["attention_blocks"]),
+        ffn_blocks=np.array(mean["ffn_blocks"]),
+        layers=np.array(mean["layers"]),
+    )
+
+
+def save_importance(path: Path, importance: Importance) -> None:
+    """Write as `.npz`; errors as `modeldir.write_file_aside`."""
+    arrays = {"attention_blocks": importance.attention_blocks, "ffn_blocks": importance.ffn_blocks}
+    arrays |= {"layers": importance.layers}
+    arrays |= {f"heads.{index}": value for index, value in enumerate(importance.heads)}
+    arrays |= {f"ffn.{index}": value for index, value in enumerate(importance.ffn)}
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    write_file_aside(path, buffer.getvalue())
+
+
+def load_importance(path: Path) -> Importance:
+    with np.load(path) as file:
+        count = len(file["layers"])
+        return Importance(
+            heads=tuple(file[f"heads.{index}"] for index in range(count)),
+            ffn=tuple(file[f"ffn.{index}"] for index in range(count)),
+            attention_blocks=file["attention_blocks"],
+            ffn_blocks=file["ffn_blocks"],
+            layers=file["layers"],
+        )

@@ -1,0 +1,1 @@
+"""INT8: which ranges the activations have, and the scales that follow."""

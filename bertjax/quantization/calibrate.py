@@ -1,0 +1,94 @@
+"""Post-training quantization: run a floating-point model over examples, record the ranges, set the scales."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from bertjax.config import BertConfig, Quantization
+from bertjax.data import batching
+from bertjax.data.dataset import Dataset
+from bertjax.fakequant import weight_scale
+from bertjax.model import BertForQuestionAnswering, Params, bind
+from bertjax.quantization.calibrators import BINS, Calibrator, choose_amax
+from bertjax.tensors import dense_sites
+
+BATCH_TOKENS = 2048
+LENGTH_MULTIPLE = 64
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ranges:
+    """Histograms of magnitudes by the name of the scale: `counts[name]` [BINS] over [0, `largest[name]`]."""
+
+    counts: Mapping[str, np.ndarray]
+    largest: Mapping[str, float]
+
+
+def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, examples: int, seed: int) -> Ranges:
+    """Histograms of the inputs of every quantized dense layer over `examples` windows; padding is left out.
+
+    Two passes: the first finds the largest magnitudes, the second fills the bins.
+    """
+    chosen = np.random.default_rng(seed).permutation(len(dataset.windows))[:examples]
+    config = dataclasses.replace(config, quantization=None)
+
+    @jax.jit
+    def inputs(params: Params, batch: batching.Batch) -> dict[str, jax.Array]:
+        seen: dict[str, jax.Array] = {}
+        module = bind(BertForQuestionAnswering, config, params)
+        module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], observe=seen.__setitem__)
+        return {name: jnp.abs(value) for name, value in seen.items()}
+
+    largest: dict[str, float] = {}
+    for batch in _batches(config, dataset, chosen, "calibrate 1/2"):
+        real = batch["attention_mask"] > 0
+        for name, value in inputs(params, batch).items():
+            largest[name] = max(largest.get(name, 0.0), float(np.asarray(value)[real].max()))
+    counts = {name: np.zeros(BINS) for name in largest}
+    for batch in _batches(config, dataset, chosen, "calibrate 2/2"):
+        real = batch["attention_mask"] > 0
+        for name, value in inputs(params, batch).items():
+            counts[name] += _histogram(np.asarray(value)[real].ravel(), largest[name])
+    return Ranges(counts=counts, largest=largest)
+
+
+def _batches(config: BertConfig, dataset: Dataset, chosen: np.ndarray, label: str) -> Iterator[batching.Batch]:
+    plans = batching.plan_inference(
+        dataset.lengths[chosen], tokens=BATCH_TOKENS, multiple=LENGTH_MULTIPLE, longest=dataset.longest
+    )
+    for plan in tqdm(plans, desc=label, unit="batch", dynamic_ncols=True, leave=False):
+        size = max(1, BATCH_TOKENS // plan.length)
+        rows = chosen[np.resize(plan.rows, size)]
+        batch = batching.collate(dataset.windows, rows, plan.length, config.pad_token_id)
+        batch["attention_mask"][len(plan.rows) :] = 0  # rows that only fill the batch up count as padding
+        yield batch
+
+
+def _histogram(magnitudes: np.ndarray, largest: float) -> np.ndarray:
+    if largest == 0.0:
+        return np.bincount([0], weights=[len(magnitudes)], minlength=BINS)
+    bins = np.minimum((magnitudes * (BINS / largest)).astype(np.int32), BINS - 1)
+    return np.bincount(bins, minlength=BINS).astype(np.float64)
+
+
+def quantize(
+    config: BertConfig, params: Params, ranges: Ranges, *, calibrator: Calibrator, examples: int
+) -> tuple[BertConfig, Params]:
+    """The INT8 form of a floating-point model: its config with the record, its arrays with the scales beside them."""
+    record = Quantization(calibrator=calibrator, calibration_examples=examples, trained=False)
+    scaled = dict(params) | weight_scales(config, params)
+    for name in dict.fromkeys(site.input_scale for site in dense_sites(config)):
+        amax = choose_amax(ranges.counts[name], ranges.largest[name], calibrator)
+        scaled[name] = jnp.float32(np.float32(amax) / np.float32(127.0))
+    return dataclasses.replace(config, quantization=record), scaled
+
+
+def weight_scales(config: BertConfig, params: Mapping[str, jax.Array]) -> Params:
+    """The scale of every output channel of every quantized weight, by name, float32."""
+    return {site.weight_scale: weight_scale(params[site.weight]) for site in dense_sites(config)}

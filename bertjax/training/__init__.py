@@ -1,0 +1,1 @@
+"""Training stages: masked-LM pre-training, fine-tuning, distillation, and the resumable loop they share."""

@@ -1,0 +1,132 @@
+"""The teacher's outputs for the training windows: computed once, then read from disk.
+
+Logits and the mapped hidden states are kept as float16 in flat token arrays, filled while the first epoch runs.
+Values always pass through float16, computed just now or read back, so a resumed run sees the same numbers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax.config import BertConfig
+from bertjax.data.batching import Batch
+from bertjax.data.dataset import Dataset
+from bertjax.model import BertForQuestionAnswering, Params, bind
+from bertjax.modeldir import disk_error
+
+Targets = Callable[[Batch], Batch]
+
+
+def default_layer_map(layers: int) -> tuple[int, ...]:
+    """The layers whose outputs are matched, 1-based, student and teacher alike: the end of each third."""
+    return tuple(sorted({max(1, round(layers * third / 3)) for third in (1, 2, 3)}))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A finished QA model and which of its layers' outputs are asked for (1-based)."""
+
+    config: BertConfig
+    params: Params
+    layer_map: tuple[int, ...]
+
+
+def cache_bytes(teacher: Teacher, dataset: Dataset) -> int:
+    """Disk that the outputs for every token of `dataset` take."""
+    return int(dataset.lengths.sum()) * 2 * (2 + len(teacher.layer_map) * teacher.config.hidden_size)
+
+
+def make_targets(teacher: Teacher, dataset: Dataset, *, cache: Path | None, dtype: jnp.dtype = jnp.float32) -> Targets:
+    """A function that adds the teacher's outputs to a batch.
+
+    It adds `teacher_start`, `teacher_end` float16 [B, S] and `teacher_hidden` float16 [layers, B, S, D]; the batch
+    must hold `rows`, the indexes of its windows.
+
+    Args:
+      cache: the folder that keeps the outputs, or None to compute them anew for every batch.
+    """
+
+    @jax.jit
+    def forward(params: Params, batch: Batch) -> Batch:
+        module = bind(BertForQuestionAnswering, teacher.config, params, dtype=dtype)
+        output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        hidden = jnp.stack([output.hidden_states[layer] for layer in teacher.layer_map])
+        return {
+            "teacher_start": output.start_logits.astype(jnp.float16),
+            "teacher_end": output.end_logits.astype(jnp.float16),
+            "teacher_hidden": hidden.astype(jnp.float16),
+        }
+
+    def compute(batch: Batch) -> Batch:
+        inputs = {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
+        return {name: np.asarray(value) for name, value in forward(teacher.params, inputs).items()}
+
+    if cache is None:
+        return lambda batch: batch | compute(batch)
+    store = _Store(cache, dataset.lengths, len(teacher.layer_map), teacher.config.hidden_size)
+
+    def read_or_compute(batch: Batch) -> Batch:
+        rows = batch["rows"]
+        if not store.holds(rows):
+            store.write(rows, compute(batch))
+        return batch | store.read(rows, batch["input_ids"].shape[1])
+
+    return read_or_compute
+
+
+class _Store:
+    """Memory-mapped arrays over all tokens of all windows, and one byte per window that says it is filled."""
+
+    def __init__(self, folder: Path, lengths: np.ndarray, layers: int, size: int):
+        self.lengths, self.begins = lengths, np.concatenate([[0], np.cumsum(lengths)])
+        tokens, count = int(self.begins[-1]), len(lengths)
+        wanted = {"done": ((count,), np.uint8), "logits": ((2, tokens), np.float16)}
+        wanted["hidden"] = ((layers, tokens, size), np.float16)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            needed = tokens * 2 * (2 + layers * size)
+            present = sum(file.stat().st_size for file in folder.glob("*.npy"))
+            if shutil.disk_usage(folder).free + present < needed:
+                raise OSError(28, "No space left on device")
+            arrays = {name: _open(folder / f"{name}.npy", *what) for name, what in wanted.items()}
+        except OSError as error:
+            raise disk_error(folder, error) from None
+        self.done, self.logits, self.hidden = arrays["done"], arrays["logits"], arrays["hidden"]
+
+    def holds(self, rows: np.ndarray) -> bool:
+        return bool(self.done[rows].all())
+
+    def write(self, rows: np.ndarray, outputs: Batch) -> None:
+        for place, row in enumerate(rows):
+            begin, length = self.begins[row], self.lengths[row]
+            self.logits[0, begin : begin + length] = outputs["teacher_start"][place, :length]
+            self.logits[1, begin : begin + length] = outputs["teacher_end"][place, :length]
+            self.hidden[:, begin : begin + length] = outputs["teacher_hidden"][:, place, :length]
+        self.done[rows] = 1
+
+    def read(self, rows: np.ndarray, length: int) -> Batch:
+        shape = (len(rows), length)
+        start, end = np.zeros(shape, np.float16), np.zeros(shape, np.float16)
+        hidden = np.zeros((len(self.hidden), *shape, self.hidden.shape[-1]), np.float16)
+        for place, row in enumerate(rows):
+            begin, size = self.begins[row], self.lengths[row]
+            start[place, :size] = self.logits[0, begin : begin + size]
+            end[place, :size] = self.logits[1, begin : begin + size]
+            hidden[:, place, :size] = self.hidden[:, begin : begin + size]
+        return {"teacher_start": start, "teacher_end": end, "teacher_hidden": hidden}
+
+
+def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
+    """The array kept in `path`; made anew (all zero, so nothing done) if it is absent or of another shape."""
+    if path.exists():
+        found = np.lib.format.open_memmap(path, mode="r+")
+        if found.shape == shape and found.dtype == dtype:
+            return found
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
