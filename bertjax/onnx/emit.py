@@ -1,0 +1,231 @@
+"""BERT for extractive question answering (Devlin et al. 2019) as ONNX nodes, one function per block.
+
+Every node's name says where it comes from: `layer3/ffn/out/MatMul`. Layers may each have their own number of
+heads and FFN units; a gone block leaves `LayerNorm(x + bias)`.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx
+from onnx import helper
+
+from bertjax import tensors
+from bertjax.config import BertConfig
+from bertjax.modeldir import Tensors
+from bertjax.onnx.dense import dense, fake_quantize
+from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
+from bertjax.tensors import DenseSite
+
+# ONNX Runtime mishandles int8 Q/DQ around Reshape and Transpose from opset 21 on; 20 is the first with Gelu.
+OPSET = 20
+IR_VERSION = 9  # the one that came with opset 20, so that older runtimes read the file
+
+# Added to the scores of padding. exp() of it is 0 in float32, and float16 holds it together with any real score.
+MASKED = -30000.0
+
+
+def emit(config: BertConfig, parameters: Tensors, flavour: Flavour) -> onnx.ModelProto:
+    """Write the model's graph.
+
+    Args:
+      config: the shape; where `config.quantization` is set, the encoder's dense layers get Q/DQ.
+      parameters: every tensor of `tensors.question_answering_shapes(config)`, float32.
+      flavour: `graph.CPU` or `graph.TRT`.
+
+    Returns:
+      A model with inputs `input_ids`, `attention_mask`, `token_type_ids` (int64, `[batch, seq]`) and outputs
+      `start_logits`, `end_logits` (float32, `[batch, seq]`).
+
+    Raises:
+      UserError: a tensor holds numbers that float16 cannot (flavour `trt`).
+    """
+    graph = Graph(flavour)
+    sites = {site.name: site for site in tensors.dense_sites(config)}
+    x = _embeddings(graph, config, parameters)
+    bias = _mask_bias(graph) if any(layer.heads for layer in config.layers) else ""
+    for index, layer in enumerate(config.layers):
+        x = _attention(graph, config, parameters, sites, index, layer.heads, x, bias)
+        x = _ffn(graph, config, parameters, sites, index, layer.ffn, x)
+    _span_head(graph, parameters, x)
+
+    axes = ["batch", "seq"]
+    names = ("input_ids", "attention_mask", "token_type_ids")
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, axes) for name in names]
+    names = ("start_logits", "end_logits")
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes) for name in names]
+    return helper.make_model(
+        graph.finish(inputs, outputs),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="bertjax",
+    )
+
+
+def dense_scopes(config: BertConfig) -> dict[str, str]:
+    """Where each dense layer of the encoder is in the graph: its module's name to the prefix of its nodes' names."""
+    parts = {
+        "attention.self.query": "attention/query",
+        "attention.self.key": "attention/key",
+        "attention.self.value": "attention/value",
+        "attention.output.dense": "attention/out",
+        "intermediate.dense": "ffn/in",
+        "output.dense": "ffn/out",
+    }
+    scopes = {}
+    for site in tensors.dense_sites(config):
+        index, part = site.name.removeprefix("bert.encoder.layer.").split(".", 1)
+        scopes[site.name] = f"layer{index}/{parts[part]}"
+    return scopes
+
+
+def _embeddings(graph: Graph, config: BertConfig, parameters: Tensors) -> str:
+    """Word + position + token type, then LayerNorm: `[batch, seq]` to `[batch, seq, hidden]`."""
+    table = {
+        part: graph.parameter(f"bert.embeddings.{part}.weight", parameters[f"bert.embeddings.{part}.weight"])
+        for part in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+    }
+    seq = graph.node("embeddings/Shape", "Shape", "input_ids", start=1, end=2)
+    position = graph.node(
+        "embeddings/position/Slice",
+        "Slice",
+        table["position_embeddings"],
+        graph.integers([0]),
+        seq,
+        graph.integers([0]),
+    )
+    word = graph.node("embeddings/word/Gather", "Gather", table["word_embeddings"], "input_ids")
+    token_type = graph.node("embeddings/token_type/Gather", "Gather", table["token_type_embeddings"], "token_type_ids")
+    x = graph.node("embeddings/token_type/Add", "Add", word, token_type)
+    x = graph.node("embeddings/position/Add", "Add", x, position)
+    return _layer_norm(graph, config, parameters, "embeddings", "bert.embeddings.LayerNorm", x)
+
+
+def _mask_bias(graph: Graph) -> str:
+    """What is added to attention scores: 0 for tokens, `MASKED` for padding, as `[batch, seq]`."""
+    mask = graph.node("mask/Cast", "Cast", "attention_mask", to=onnx_dtype(graph.flavour.body))
+    padding = graph.node("mask/Sub", "Sub", graph.scalar(1.0), mask)
+    return graph.node("mask/Mul", "Mul", padding, graph.scalar(MASKED))
+
+
+def _layer_norm(graph: Graph, config: BertConfig, parameters: Tensors, scope: str, name: str, x: str) -> str:
+    scale = graph.parameter(f"{name}.weight", parameters[f"{name}.weight"])
+    bias = graph.parameter(f"{name}.bias", parameters[f"{name}.bias"])
+    # stash_type 1: mean and variance in float32 also in the float16 flavour, where epsilon 1e-12 would be 0.
+    return graph.node(
+        f"{scope}/LayerNormalization",
+        "LayerNormalization",
+        x,
+        scale,
+        bias,
+        axis=-1,
+        epsilon=config.layer_norm_eps,
+        stash_type=1,
+    )
+
+
+def _quantized_input(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite) -> str:
+    if site.input_scale not in parameters:
+        return x
+    return fake_quantize(graph, scope, x, site.input_scale, parameters[site.input_scale])
+
+
+def _attention(
+    graph: Graph,
+    config: BertConfig,
+    parameters: Tensors,
+    sites: dict[str, DenseSite],
+    index: int,
+    heads: int,
+    x: str,
+    mask_bias: str,
+) -> str:
+    """`LayerNorm(x + attention(x))`; with no heads `LayerNorm(x + output bias)`."""
+    scope, prefix = f"layer{index}/attention", f"{tensors.layer_prefix(index)}.attention"
+    output = f"{prefix}.output.dense"
+    if heads:
+        query = sites[f"{prefix}.self.query"]
+        shared = _quantized_input(graph, f"{scope}/input", x, parameters, query)
+        query, key, value = (
+            dense(graph, f"{scope}/{part}", shared, parameters, sites[f"{prefix}.self.{part}"])
+            for part in ("query", "key", "value")
+        )
+        y = _attention_products(graph, scope, heads, config.head_size, query, key, value, mask_bias)
+        y = _quantized_input(graph, f"{scope}/out/input", y, parameters, sites[output])
+        y = dense(graph, f"{scope}/out", y, parameters, sites[output])
+    else:
+        y = graph.parameter(f"{output}.bias", parameters[f"{output}.bias"])
+    x = graph.node(f"{scope}/residual/Add", "Add", y, x)
+    return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
+
+
+def _attention_products(
+    graph: Graph, scope: str, heads: int, head_size: int, query: str, key: str, value: str, mask_bias: str
+) -> str:
+    """`softmax(query @ key.T / sqrt(head_size) + mask) @ value`: four times `[batch, seq, heads * head_size]`.
+
+    A single head stays three-dimensional: TensorRT finds its fused attention kernel in that form, but not in
+    one with a heads axis of 1.
+    """
+
+    def by_head(part: str, x: str, perm: list[int]) -> str:
+        if heads == 1:
+            return x if part != "key" else graph.node(f"{scope}/key/Transpose", "Transpose", x, perm=[0, 2, 1])
+        split = graph.integers([0, 0, heads, head_size])  # 0: this axis as it is
+        x = graph.node(f"{scope}/{part}/Reshape", "Reshape", x, split)
+        return graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=perm)
+
+    query = by_head("query", query, [0, 2, 1, 3])
+    key = by_head("key", key, [0, 2, 3, 1])
+    value = by_head("value", value, [0, 2, 1, 3])
+    between = [1] if heads == 1 else [1, 2]
+    mask_bias = graph.node(f"{scope}/mask/Unsqueeze", "Unsqueeze", mask_bias, graph.integers(between))
+    scores = graph.node(f"{scope}/scores/MatMul", "MatMul", query, key)
+    scores = graph.node(f"{scope}/scores/Mul", "Mul", scores, graph.scalar(1.0 / math.sqrt(head_size)))
+    scores = graph.node(f"{scope}/scores/Add", "Add", scores, mask_bias)
+    weights = graph.node(f"{scope}/Softmax", "Softmax", scores, axis=-1)
+    y = graph.node(f"{scope}/context/MatMul", "MatMul", weights, value)
+    if heads == 1:
+        return y
+    y = graph.node(f"{scope}/context/Transpose", "Transpose", y, perm=[0, 2, 1, 3])
+    return graph.node(f"{scope}/context/Reshape", "Reshape", y, graph.integers([0, 0, heads * head_size]))
+
+
+def _ffn(
+    graph: Graph,
+    config: BertConfig,
+    parameters: Tensors,
+    sites: dict[str, DenseSite],
+    index: int,
+    ffn: int,
+    x: str,
+) -> str:
+    """`LayerNorm(x + ffn(x))`; with no units `LayerNorm(x + output bias)`."""
+    scope, prefix = f"layer{index}/ffn", tensors.layer_prefix(index)
+    if ffn:
+        inner, outer = sites[f"{prefix}.intermediate.dense"], sites[f"{prefix}.output.dense"]
+        y = _quantized_input(graph, f"{scope}/in/input", x, parameters, inner)
+        y = dense(graph, f"{scope}/in", y, parameters, inner)
+        y = graph.node(f"{scope}/Gelu", "Gelu", y, approximate="none")
+        y = _quantized_input(graph, f"{scope}/out/input", y, parameters, outer)
+        y = dense(graph, f"{scope}/out", y, parameters, outer)
+    else:
+        y = graph.parameter(f"{prefix}.output.dense.bias", parameters[f"{prefix}.output.dense.bias"])
+    x = graph.node(f"{scope}/residual/Add", "Add", y, x)
+    return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
+
+
+def _span_head(graph: Graph, parameters: Tensors, x: str) -> None:
+    """Two logits per token, in float32 in both flavours: float16 would tie neighbouring spans."""
+    if graph.flavour.body is not np.float32:
+        x = graph.node("span_head/CastToFloat", "Cast", x, to=onnx_dtype(np.float32))
+    kernel = graph.constant("qa_outputs.weight", parameters["qa_outputs.weight"].T, np.float32)
+    bias = graph.constant("qa_outputs.bias", parameters["qa_outputs.bias"], np.float32)
+    x = graph.node("span_head/MatMul", "MatMul", x, kernel)
+    x = graph.node("span_head/Add", "Add", x, bias)
+    graph.node("span_head/Split", "Split", x, outputs=("span_head/start", "span_head/end"), axis=-1, num_outputs=2)
+    for part in ("start", "end"):
+        name = f"span_head/{part}/Squeeze"
+        graph.node(name, "Squeeze", f"span_head/{part}", graph.integers([-1]), outputs=(f"{part}_logits",))

@@ -1,0 +1,1 @@
+"""From an ONNX file to a TensorRT engine, with an account of what the builder made of it."""

@@ -1,0 +1,80 @@
+"""BERT with INT8 fake quantization in plain NumPy, written from DESIGN.md's numerics section: the emitter's witness."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+
+from bertjax.config import BertConfig
+
+_erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+@dataclasses.dataclass
+class Reference:
+    """One model. After `run`, `margin` is how near, in steps, any activation came to a rounding boundary."""
+
+    config: BertConfig
+    tensors: dict[str, np.ndarray]
+    margin: float = 0.5
+
+    def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
+        """Logits `[2, batch, seq]`, start and end, computed in float64."""
+        embeddings = "bert.embeddings"
+        x = self._get(f"{embeddings}.word_embeddings.weight")[input_ids]
+        x = x + self._get(f"{embeddings}.token_type_embeddings.weight")[token_type_ids]
+        x = x + self._get(f"{embeddings}.position_embeddings.weight")[: input_ids.shape[1]]
+        x = self._layer_norm(f"{embeddings}.LayerNorm", x)
+        for index, layer in enumerate(self.config.layers):
+            prefix = f"bert.encoder.layer.{index}"
+            y = self._get(f"{prefix}.attention.output.dense.bias")
+            if layer.heads:
+                y = self._attention(prefix, layer.heads, x, attention_mask)
+            x = self._layer_norm(f"{prefix}.attention.output.LayerNorm", x + y)
+            y = self._get(f"{prefix}.output.dense.bias")
+            if layer.ffn:
+                y = self._dense(f"{prefix}.intermediate.dense", f"{prefix}.intermediate.dense.input_scale", x)
+                y = y * 0.5 * (1.0 + _erf(y / math.sqrt(2.0)))
+                y = self._dense(f"{prefix}.output.dense", f"{prefix}.output.dense.input_scale", y)
+            x = self._layer_norm(f"{prefix}.output.LayerNorm", x + y)
+        logits = x @ self._get("qa_outputs.weight").T + self._get("qa_outputs.bias")
+        return np.moveaxis(logits, -1, 0)
+
+    def _get(self, name: str) -> np.ndarray:
+        return self.tensors[name].astype(np.float64)
+
+    def _layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(-1, keepdims=True)
+        variance = (centred**2).mean(-1, keepdims=True)
+        normal = centred / np.sqrt(variance + self.config.layer_norm_eps)
+        return normal * self._get(f"{name}.weight") + self._get(f"{name}.bias")
+
+    def _dense(self, name: str, input_scale: str, x: np.ndarray) -> np.ndarray:
+        weight = self._get(f"{name}.weight")
+        if self.config.quantization:
+            scale = self._get(input_scale)
+            steps = x / scale
+            self.margin = min(self.margin, np.abs(steps - np.floor(steps) - 0.5).min())
+            x = np.clip(np.round(steps), -128, 127) * scale
+            scales = self._get(f"{name}.weight_scale")[:, None]
+            # The integers are those of a float32 division: a float64 one could round the other way.
+            integers = np.round(self.tensors[f"{name}.weight"] / self.tensors[f"{name}.weight_scale"][:, None])
+            weight = np.clip(integers, -127, 127) * scales
+        return x @ weight.T + self._get(f"{name}.bias")
+
+    def _attention(self, prefix: str, heads: int, x: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
+        batch, seq, _ = x.shape
+        size, shared = self.config.head_size, f"{prefix}.attention.self.input_scale"
+        query, key, value = (
+            self._dense(f"{prefix}.attention.self.{part}", shared, x).reshape(batch, seq, heads, size)
+            for part in ("query", "key", "value")
+        )
+        scores = np.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size)
+        scores = np.where(attention_mask[:, None, None, :] == 1, scores, -np.inf)
+        weights = np.exp(scores - scores.max(-1, keepdims=True))
+        weights /= weights.sum(-1, keepdims=True)
+        context = np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, seq, heads * size)
+        output = f"{prefix}.attention.output.dense"
+        return self._dense(output, f"{output}.input_scale", context)

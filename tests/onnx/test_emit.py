@@ -1,0 +1,139 @@
+"""The emitted graph computes what DESIGN.md says, in both flavours, whatever the layers' shapes."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import numpy_helper
+
+from bertjax.config import BertConfig
+from bertjax.errors import UserError
+from bertjax.onnx.emit import emit
+from bertjax.onnx.graph import CPU, TRT, Flavour
+from tests.models import random_tensors, tiny_config
+from tests.onnx.reference import Reference
+
+
+def make_batch(config: BertConfig, batch: int, seq: int, *, seed: int = 0) -> dict[str, np.ndarray]:
+    """Random tokens; every sequence but the first is padded to a random length."""
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, seq + 1, batch)
+    lengths[0] = seq
+    return {
+        "input_ids": rng.integers(0, config.vocab_size, (batch, seq)),
+        "attention_mask": (np.arange(seq) < lengths[:, None]).astype(np.int64),
+        "token_type_ids": rng.integers(0, 2, (batch, seq)),
+    }
+
+
+def run_onnx(model: onnx.ModelProto, inputs: dict[str, np.ndarray]) -> np.ndarray:
+    """Logits `[2, batch, seq]` from ONNX Runtime."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    # Without VNNI the default uint8 x int8 kernels saturate 16-bit sums; this asks for exact ones.
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    session = onnxruntime.InferenceSession(model.SerializeToString(), options)
+    return np.stack(session.run(["start_logits", "end_logits"], inputs))
+
+
+def relative_l2(found: np.ndarray, wanted: np.ndarray) -> float:
+    return float(np.linalg.norm(found - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize(("flavour", "tolerance"), [(CPU, 1e-4), (TRT, 2e-2)])
+def test_unquantized_graph_matches_transformers(flavour: Flavour, tolerance: float) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = tiny_config(((2, 96), (2, 96), (2, 96)), quantized=False)
+    parameters = random_tensors(config, seed=1)
+    theirs = {key: value for key, value in config.to_dict().items() if not key.endswith("_per_layer")}
+    witness = transformers.BertForQuestionAnswering(transformers.BertConfig(**theirs)).eval()
+    witness.load_state_dict({name: torch.tensor(value) for name, value in parameters.items()})
+    inputs = make_batch(config, 3, 17)
+    with torch.no_grad():
+        wanted = witness(**{name: torch.tensor(value) for name, value in inputs.items()})
+    wanted = np.stack([wanted.start_logits.numpy(), wanted.end_logits.numpy()])
+    np.testing.assert_allclose(run_onnx(emit(config, parameters, flavour), inputs), wanted, atol=tolerance)
+
+
+def test_quantized_cpu_graph_is_exact_on_a_tiny_shape() -> None:
+    config = tiny_config(((2, 64), (1, 32)))
+    # A value on a rounding boundary may fall to either side in float32, so take a model where none is near one.
+    for seed in range(100):
+        reference = Reference(config, random_tensors(config, seed=seed))
+        inputs = make_batch(config, 2, 5, seed=seed)
+        wanted = reference.run(**inputs)
+        if reference.margin > 2e-4:
+            break
+    assert reference.margin > 2e-4
+    np.testing.assert_allclose(run_onnx(emit(config, reference.tensors, CPU), inputs), wanted, atol=2e-5)
+
+
+LAYERS = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0, 32, 64])), min_size=1, max_size=3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    layers=LAYERS,
+    batch=st.integers(1, 3),
+    seq=st.integers(1, 33),
+    quantized=st.booleans(),
+    flavour=st.sampled_from([CPU, TRT]),
+    seed=st.integers(0, 1000),
+)
+def test_any_shape_matches_the_reference(
+    layers: list[tuple[int, int]], batch: int, seq: int, quantized: bool, flavour: Flavour, seed: int
+) -> None:
+    config = tiny_config(tuple(layers), quantized=quantized)
+    parameters = random_tensors(config, seed=seed)
+    inputs = make_batch(config, batch, seq, seed=seed)
+    model = emit(config, parameters, flavour)
+    onnx.checker.check_model(model, full_check=True)
+    wanted = Reference(config, parameters).run(**inputs)
+    exact, rounded = (1e-5, 0.05) if flavour is CPU else (1e-2, 0.1)  # of quantized ones some roundings flip
+    tolerance = rounded if quantized else exact
+    assert relative_l2(run_onnx(model, inputs), wanted) < tolerance
+
+
+@pytest.mark.parametrize("flavour", [CPU, TRT])
+def test_weights_are_int8_and_qkv_share_one_quantize_linear(flavour: Flavour) -> None:
+    config = tiny_config(((2, 64), (0, 32), (1, 0), (0, 0)))
+    parameters = random_tensors(config, seed=0)
+    parameters["bert.encoder.layer.0.output.dense.weight"][0, :2] = (-100.0, 100.0)  # has to be clipped
+    model = emit(config, parameters, flavour)
+    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    weight = initializers["bert.encoder.layer.0.output.dense.weight"]
+    assert weight.dtype == np.int8 and weight.shape == (64, 32)
+    assert (weight.min(), weight.max()) == (-127, 127)
+    quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    assert len(quantize) == 4 + 2 + 2
+    zero_point = initializers[quantize[0].input[2]]
+    assert (zero_point.dtype, int(zero_point)) == ((np.uint8, 128) if flavour is CPU else (np.int8, 0))
+    dequantized = "layer0/attention/input/" + ("DequantizeLinear" if flavour is CPU else "CastToHalf")
+    readers = sorted(node.name for node in model.graph.node if dequantized in node.input)
+    assert readers == [f"layer0/attention/{part}/MatMul" for part in ("key", "query", "value")]
+
+
+def test_trt_flavour_is_float16_outside_its_float32_islands() -> None:
+    config = tiny_config()
+    model = onnx.shape_inference.infer_shapes(emit(config, random_tensors(config, seed=0), TRT))
+    dtypes = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
+    dense_inputs = [node.input for node in model.graph.node if node.name.startswith("layer") and "MatMul" in node.name]
+    assert len(dense_inputs) == 2 * 8
+    assert {dtypes[name] for pair in dense_inputs for name in pair} == {onnx.TensorProto.FLOAT16}
+    scales = [node.input[1] for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    stored = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
+    assert {stored[name] for name in scales} == {onnx.TensorProto.FLOAT}
+
+
+def test_a_weight_that_float16_cannot_hold_is_told_by_name() -> None:
+    config = tiny_config(quantized=False)
+    parameters = random_tensors(config, seed=0)
+    parameters["bert.encoder.layer.1.output.dense.bias"][3] = 70000.0
+    emit(config, parameters, CPU)
+    with pytest.raises(UserError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias"):
+        emit(config, parameters, TRT)

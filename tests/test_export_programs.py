@@ -1,0 +1,72 @@
+"""The export programs from the command line: what they write, say and return."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.models import tiny_config, write_random_model
+
+ROOT = Path(__file__).parent.parent
+needs_rtx = pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
+
+
+def run(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    program, *arguments = command
+    return subprocess.run(
+        [sys.executable, str(ROOT / "export" / program), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_to_onnx_takes_the_newest_runs_student(tmp_path: Path) -> None:
+    for age, name in ((200, "old"), (100, "new")):
+        config = tmp_path / "runs" / name / "student-int8" / "config.json"
+        write_random_model(config.parent, tiny_config(), seed=0)
+        written = config.stat().st_mtime - age
+        os.utime(config, (written, written))
+    done = run(tmp_path, "to_onnx.py")
+    assert done.returncode == 0, done.stderr
+    found = sorted(str(path.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/**/*.onnx"))
+    assert found == ["new/student-int8/model.cpu.onnx", "new/student-int8/model.trt.onnx"]
+
+
+def test_without_a_run_one_line_says_what_to_do(tmp_path: Path) -> None:
+    for program in ("to_onnx.py", "to_trt.py"):
+        done = run(tmp_path, program)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "error: no finished run under runs/; run python train/distill.py first, or give --model DIR\n"
+        )
+
+
+def test_to_onnx_refuses_one_file_for_two_flavours(tmp_path: Path) -> None:
+    done = run(tmp_path, "to_onnx.py", "--output", "model.onnx")
+    assert done.returncode == 2
+    assert "--output names one file" in done.stderr
+
+
+@needs_rtx
+def test_to_trt_prints_the_account(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model", tiny_config(), seed=0)
+    done = run(tmp_path, "to_trt.py", "--model", "model", "--require-int8", "--compute-capability", "8.9")
+    assert done.returncode == 0, done.stderr
+    assert "INT8 GEMMs: 12 of 12 encoder dense layers, in 8 kernels" in done.stdout
+    assert "fused attention: 2 of 2 layers" in done.stdout
+
+
+@needs_rtx
+def test_to_trt_fails_where_int8_is_required_and_missing(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model", tiny_config(((1, 32),), quantized=False), seed=0)
+    done = run(tmp_path, "to_trt.py", "--model", "model", "--require-int8", "--compute-capability", "8.9")
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 6 encoder dense layers are not INT8 GEMMs: layer0/attention/query, ")
