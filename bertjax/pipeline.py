@@ -122,16 +122,6 @@ class Run:
             seconds = stages.get(stage, {}).get("seconds", 0.0) + time.monotonic() - begin
             records.update_metrics(self.folder, {"stages": {stage: {"seconds": round(seconds, 1)}}})
 
-    def train_settings(self, stage: str, dataset: Dataset) -> TrainSettings:
-        """The loop's settings of `teacher`, `distill` or `qat`."""
-        epochs, batch_size = (getattr(self.settings, f"{stage}_{field}") for field in ("epochs", "batch_size"))
-        return TrainSettings(
-            steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs)),
-            learning_rate=getattr(self.settings, f"{stage}_learning_rate"),
-            seed=self.settings.seed,
-            evaluations=self.settings.evaluations,
-        )
-
 
 def run_pipeline(settings: RunSettings, command: str) -> Run:
     """Run or continue all stages that are not skipped; every figure goes into `metrics.json`.
@@ -142,7 +132,7 @@ def run_pipeline(settings: RunSettings, command: str) -> Run:
     """
     _claim(settings)
     if settings.scratch is not None:
-        settings = write_scratch_inputs(settings)
+        settings = write_scratch_inputs(settings, settings.scratch)
     run = Run(settings, command)
     if not run.done("teacher"):
         _make_teacher(run)
@@ -197,26 +187,45 @@ def _make_teacher(run: Run) -> None:
             config, arrays = modeldir.load_question_answering(run.teacher_source)
             run.save("teacher", config, arrays)
             return
-        config, arrays = modeldir.load_encoder(run.teacher_source)
-        config = dataclasses.replace(
-            config,
-            hidden_dropout=run.settings.hidden_dropout,
-            attention_dropout=run.settings.attention_dropout,
-        )
-        _check_positions(config, run.settings)
-        params = init_params(BertForQuestionAnswering, config, seed=run.settings.seed)
         train, validation = run.datasets
-        params = fine_tune(
-            config=config,
-            params=params | {name: jnp.asarray(value) for name, value in arrays.items()},
-            dataset=train,
-            validation=validation,
-            batch_size=run.settings.teacher_batch_size,
-            settings=run.train_settings("teacher", train),
-            folder=run.folder / "work" / "teacher",
-            dtype=jnp.dtype(run.settings.dtype),
+        config, params = fine_tune_encoder(
+            run.settings, run.teacher_source, train, validation, run.folder / "work" / "teacher"
         )
         run.save("teacher", config, params)
+
+
+def fine_tune_encoder(
+    settings: RunSettings, encoder: Path, train: Dataset, validation: Dataset, folder: Path
+) -> tuple[BertConfig, Params]:
+    """A pretrained encoder with a fresh span head, trained with the settings' `teacher_` fields; raises as `train`."""
+    config, arrays = modeldir.load_encoder(encoder)
+    config = dataclasses.replace(
+        config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
+    )
+    _check_positions(config, settings)
+    params = init_params(BertForQuestionAnswering, config, seed=settings.seed)
+    params = fine_tune(
+        config=config,
+        params=params | {name: jnp.asarray(value) for name, value in arrays.items()},
+        dataset=train,
+        validation=validation,
+        batch_size=settings.teacher_batch_size,
+        settings=train_settings(settings, "teacher", train),
+        folder=folder,
+        dtype=jnp.dtype(settings.dtype),
+    )
+    return config, params
+
+
+def train_settings(settings: RunSettings, stage: str, dataset: Dataset) -> TrainSettings:
+    """The loop's settings of `teacher`, `distill` or `qat`."""
+    epochs, batch_size = (getattr(settings, f"{stage}_{field}") for field in ("epochs", "batch_size"))
+    return TrainSettings(
+        steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs)),
+        learning_rate=getattr(settings, f"{stage}_learning_rate"),
+        seed=settings.seed,
+        evaluations=settings.evaluations,
+    )
 
 
 def _check_positions(config: BertConfig, settings: RunSettings) -> None:
@@ -294,7 +303,7 @@ def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params) -> 
             label_weight=settings.label_weight,
             hidden_weight=settings.hidden_weight,
         ),
-        settings=run.train_settings(stage, train),
+        settings=train_settings(settings, stage, train),
         folder=run.folder / "work" / stage,
         label=stage,
         dtype=jnp.dtype(settings.dtype),

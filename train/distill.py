@@ -10,11 +10,10 @@ import argparse
 import dataclasses
 import shlex
 import sys
-import typing
 
 from bertjax import presets
 from bertjax.errors import UserError
-from bertjax.programs import run
+from bertjax.programs import add_setting_flags, run
 from bertjax.settings import RunSettings
 
 
@@ -29,19 +28,7 @@ def parse(arguments: list[str]) -> RunSettings:
         default=None,
         help=f"complete settings by name: {names} (default: demo, or minilm if --encoder or --teacher is given)",
     )
-    kinds = typing.get_type_hints(RunSettings)
-    for field in dataclasses.fields(RunSettings):
-        if "help" not in field.metadata:
-            continue
-        rest = {key: value for key, value in field.metadata.items() if key != "help"}
-        if "nargs" not in rest:
-            rest.setdefault("type", kinds[field.name] if kinds[field.name] in (int, float, str) else str)
-        text = (
-            f"{field.metadata['help']} (default: {field.default})"
-            if field.default not in (None, ())
-            else field.metadata["help"]
-        )
-        parser.add_argument(f"--{field.name.replace('_', '-')}", default=None, help=text, **rest)
+    add_setting_flags(parser, [field.name for field in dataclasses.fields(RunSettings) if field.metadata])
     given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     named = "minilm" if given.keys() & {"encoder", "teacher"} else "demo"
     preset = given.pop("preset", named)

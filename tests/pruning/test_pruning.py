@@ -39,7 +39,9 @@ def _batch(seed: int, rows: int = 3, length: int = 10) -> dict[str, np.ndarray]:
 def _sharp_params(config: BertConfig, seed: int) -> dict[str, jax.Array]:
     """Random weights large enough that every gate matters."""
     params = init_params(BertForQuestionAnswering, config, seed=seed)
-    return {name: value * 8 if name.endswith("dense.weight") or "self." in name else value for name, value in params.items()}
+    return {
+        name: value * 8 if name.endswith("dense.weight") or "self." in name else value for name, value in params.items()
+    }
 
 
 def _losses(params: dict, batch: dict, gates: Gates) -> np.ndarray:
@@ -81,9 +83,7 @@ def _random_importance(config: BertConfig, random: np.random.Generator) -> Impor
 def _brute_force(config: BertConfig, importance: Importance, budget: float, seq: int, group: int) -> float:
     """The least importance lost by any choice of counts within the budget, from the definition."""
     best = np.inf
-    counts = [
-        itertools.product(range(layer.heads + 1), range(layer.ffn // group + 1)) for layer in config.layers
-    ]
+    counts = [itertools.product(range(layer.heads + 1), range(layer.ffn // group + 1)) for layer in config.layers]
     for choice in itertools.product(*map(list, counts)):
         layers = tuple(LayerShape(heads=h, ffn=g * group) for h, g in choice)
         if count_macs(dataclasses.replace(config, layers=layers), seq) > budget:
@@ -117,7 +117,9 @@ def test_search_finds_what_brute_force_finds(seed: int, reduction: float):
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 5.6, 8.0])
 def test_search_meets_the_target_within_two_percent_at_bert_large_shape(reduction: float):
     config = BertConfig.bert_large()
-    plan = search(config, _random_importance(config, np.random.default_rng(0)), reduction=reduction, seq=384, ffn_group=32)
+    plan = search(
+        config, _random_importance(config, np.random.default_rng(0)), reduction=reduction, seq=384, ffn_group=32
+    )
     reached = count_macs(config, 384) / count_macs(plan.config(config), 384)
     assert reached == pytest.approx(reduction, rel=0.02)
     assert all(len(units) % 32 == 0 for units in plan.ffn)
@@ -152,7 +154,9 @@ def test_the_cut_model_is_the_masked_model(heads: tuple, ffn: tuple):
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
     masked = bind(BertForQuestionAnswering, TINY, params)(*inputs, gates=closed)
     student, arrays = cut(TINY, {name: np.asarray(value) for name, value in params.items()}, plan)
-    small = bind(BertForQuestionAnswering, student, {name: jnp.asarray(value) for name, value in arrays.items()})(*inputs)
+    small = bind(BertForQuestionAnswering, student, {name: jnp.asarray(value) for name, value in arrays.items()})(
+        *inputs
+    )
     np.testing.assert_allclose(small.start_logits, masked.start_logits, atol=1e-5)
     np.testing.assert_allclose(small.end_logits, masked.end_logits, atol=1e-5)
 

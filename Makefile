@@ -1,0 +1,38 @@
+# make demo: install, then the whole chain on the embedded default.   make test: install, lint, tests.
+# make run RUN_ARGS="--benchmarks=bert --scenarios=Offline --config_ver=default --test_mode=PerformanceOnly"
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+EXTRAS ?= dev,trt-rtx
+
+# Large temporaries are the rule here: huge pages save most of their page faults.
+export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
+
+.PHONY: install demo test lint run clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml requirements.lock
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -c requirements.lock -e ".[$(EXTRAS)]"
+	touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/python train/distill.py --preset demo
+	$(BIN)/python export/to_onnx.py --model runs/demo/student-int8
+	$(BIN)/python serve/measure.py --run runs/demo
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+test: lint
+	$(BIN)/python -m pytest
+
+run: $(STAMP)
+	$(BIN)/python serve/audit.py $(RUN_ARGS)
+
+clean:
+	rm -rf $(VENV) build

@@ -1,0 +1,138 @@
+"""Speed of models and backends on the same windows, in interleaved runs, against the MLPerf reference's way.
+
+    python benchmarks/backends.py --model runs/minilm/teacher --model runs/minilm/student-int8 --data dev-v1.1.json.gz
+
+The yardstick is what the MLPerf reference implementation does: ONNX Runtime in FP32, one window at a time, every
+window padded to the full length. Everything else runs the same windows in batches sorted by length. Each round runs
+every row once and divides by that round's yardstick; the table gives the median over the rounds and their range, so a
+machine that changes its speed in between changes both sides.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import dataclasses
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from bertjax import programs
+from bertjax.config import BertConfig
+from bertjax.data.batching import BatchPlan, plan_inference
+from bertjax.data.features import WindowSettings
+from bertjax.errors import UserError
+from bertjax.mlperf import cpu, records
+from bertjax.mlperf.backend import Backend, open_backend
+from bertjax.mlperf.queues import LENGTH_MULTIPLE
+from bertjax.mlperf.samples import SampleLibrary, read_dataset
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: a model on a backend, and the batches that it runs."""
+
+    model: str
+    backend: Backend
+    library: SampleLibrary
+    plans: Sequence[BatchPlan]
+
+    def seconds(self) -> float:
+        """Time one pass over the windows, each stream taking the next batch when it is free."""
+        begin = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            list(pool.map(self._run, self.plans))
+        return time.perf_counter() - begin
+
+    def _run(self, plan: BatchPlan) -> None:
+        self.backend.infer(*self.library.gather(plan.rows, plan.length))
+
+
+def make_rows(
+    models: Sequence[Path],
+    yardstick: Path,
+    data: Path,
+    windows: WindowSettings,
+    *,
+    backends: Sequence[str],
+    count: int,
+    batch_tokens: int,
+) -> list[Row]:
+    """The yardstick's row, then one per model, backend and number of streams (1, and one per core)."""
+    longest = windows.max_seq
+    library, chosen = _load(yardstick, data, windows, count)
+    reference = open_backend("onnxruntime", yardstick, streams=1, threads=cpu.cores(), longest=longest)
+    single = [BatchPlan(rows=np.array([index]), length=longest) for index in chosen]
+    rows = [Row(model=f"{yardstick}, batch 1 x {longest}", backend=reference, library=library, plans=single)]
+    for model in models:
+        library, chosen = _load(model, data, windows, count)
+        lengths = library.lengths[chosen]
+        plans = plan_inference(lengths, tokens=batch_tokens, multiple=LENGTH_MULTIPLE, longest=longest)
+        plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
+        for name in backends:
+            for streams in sorted({1} if name == "jax" else {1, cpu.cores()}):
+                threads = cpu.cores() // streams
+                backend = open_backend(name, model, streams=streams, threads=threads, longest=longest)
+                rows.append(Row(model=str(model), backend=backend, library=library, plans=plans))
+    return rows
+
+
+def _load(model: Path, data: Path, windows: WindowSettings, count: int) -> tuple[SampleLibrary, np.ndarray]:
+    """A model's library with `count` windows of the file loaded, the same for every model, and their indices."""
+    dataset = read_dataset(data, model, windows)
+    size = min(count, len(dataset.windows))
+    chosen = np.random.default_rng(0).choice(len(dataset.windows), size, replace=False)
+    library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
+    library.longest = windows.max_seq  # the yardstick pads everything to it
+    library.load(chosen.tolist())
+    return library, chosen
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, action="append", required=True, help="model directory; may be given several times")
+    add("--yardstick", type=Path, help="unquantized model directory to compare with (default: the first --model)")
+    add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the first model's run)")
+    add("--backend", action="append", help="openvino, onnxruntime or jax (default: openvino and onnxruntime)")
+    add("--windows", type=int, default=128, help="windows drawn from the file (default 128)")
+    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after one that warms up")
+    add("--max-seq", type=int, help="longest window, and what the yardstick pads to (default: as in the model's run)")
+    add("--batch-tokens", type=int, default=1024, help="padded tokens in a sorted batch (default 1024)")
+    options = parser.parse_args()
+
+    yardstick = options.yardstick or options.model[0]
+    if BertConfig.from_json(yardstick / "config.json").quantization:
+        raise UserError(f"--yardstick: {yardstick} is quantized; name an FP32 model directory")
+    rows = make_rows(
+        options.model,
+        yardstick,
+        options.data or records.default_data(options.model[0]),
+        records.window_settings(options.model[0], max_seq=options.max_seq),
+        backends=options.backend or ("openvino", "onnxruntime"),
+        count=options.windows,
+        batch_tokens=options.batch_tokens,
+    )
+    rounds = []
+    for number in tqdm.trange(options.rounds + 1, desc="rounds", leave=False, disable=None):
+        seconds = [row.seconds() for row in rows]
+        if number:
+            rounds.append(seconds)
+    windows = len(rows[0].plans)
+    print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores, batches of {options.batch_tokens} tokens")
+    print("\n| model | backend | samples/s | speed | range |\n|---|---|---|---|---|")
+    for column, row in enumerate(rows):
+        ratios = sorted(seconds[0] / seconds[column] for seconds in rounds)
+        rate = windows / statistics.median(seconds[column] for seconds in rounds)
+        print(
+            f"| {row.model} | {row.backend.description} | {rate:.1f} | {statistics.median(ratios):.2f} |"
+            f" {ratios[0]:.2f} to {ratios[-1]:.2f} |"
+        )
+
+
+if __name__ == "__main__":
+    programs.run(main)

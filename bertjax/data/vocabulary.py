@@ -1,0 +1,56 @@
+"""Training a WordPiece vocabulary on text, and writing it as a Hugging Face tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from tokenizers import BertWordPieceTokenizer
+
+from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.modeldir import write_aside
+
+_PRINTABLE = "".join(chr(code) for code in range(33, 127))
+
+
+def write_vocabulary(directory: Path, texts: Iterable[str], *, vocab_size: int) -> int:
+    """Train a lower-casing WordPiece vocabulary and write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
+
+    Every printable ASCII character is in it, at the beginning of words and inside, so any such text can be spelled.
+    The same texts in the same order give the same vocabulary.
+
+    Returns:
+      The number of entries, at most `vocab_size` unless the characters alone are more.
+
+    Raises:
+      UserError, WorkFailed: the directory cannot be written.
+    """
+    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    letters = sorted(set(_PRINTABLE.lower()))
+    # WordPiece learns an inner character only where a word holds it, so show each one inside a word.
+    alphanumeric = [letter for letter in letters if letter.isalnum()]
+    spelling = [f"{alphanumeric[0]}{letter}" for letter in alphanumeric]
+    tokenizer.train_from_iterator(
+        [*texts, *spelling],
+        vocab_size=vocab_size,
+        min_frequency=2,
+        special_tokens=list(SPECIAL_TOKENS),
+        initial_alphabet=letters,
+        show_progress=False,
+    )
+    with write_aside(directory) as aside:
+        tokenizer.save_model(str(aside))
+        tokenizer.save(str(aside / "tokenizer.json"))
+        about = {
+            "tokenizer_class": "BertTokenizer",
+            "do_lower_case": True,
+            "model_max_length": 512,
+            "pad_token": "[PAD]",
+            "unk_token": "[UNK]",
+            "cls_token": "[CLS]",
+            "sep_token": "[SEP]",
+            "mask_token": "[MASK]",
+        }
+        (aside / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+    return tokenizer.get_vocab_size()

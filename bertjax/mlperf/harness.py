@@ -1,0 +1,156 @@
+"""One LoadGen run of one model, from files to a result. This is what programs and the demo call."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from bertjax.data.features import WindowSettings
+from bertjax.data.metrics import Score
+from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf.backend import BACKENDS
+from bertjax.mlperf.results import Performance
+from bertjax.mlperf.userconf import SCENARIOS, read_user_conf
+from bertjax.modeldir import disk_error
+
+MODES = ("PerformanceOnly", "AccuracyOnly")
+SHORT_SECONDS = 10.0  # a run for people
+OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ServeSettings:
+    """One run. What is None is chosen: see `run`."""
+
+    model: Path  # a model directory
+    data: Path  # a SQuAD v1.1 file
+    scenario: str  # one of SCENARIOS
+    mode: str  # one of MODES
+    log_root: Path  # LoadGen writes into <log_root>/<scenario>/<mode>
+    windows: WindowSettings = WindowSettings()
+    backend: str = "auto"
+    streams: int | None = None  # concurrent batches
+    threads: int | None = None  # of each stream
+    batch_tokens: int | None = None  # padded tokens in a batch
+    duration_seconds: float | None = None
+    target_qps: float | None = None
+    user_conf: Path | None = None
+
+    @property
+    def log_dir(self) -> Path:
+        return self.log_root / self.scenario / self.mode
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a run gave: `performance` after PerformanceOnly, `accuracy` after AccuracyOnly."""
+
+    scenario: str
+    mode: str
+    model: str
+    backend: str
+    description: str
+    log_dir: Path
+    questions: int
+    windows: int
+    duration_seconds: float  # the minimum that LoadGen was asked for
+    target_qps: float | None  # Server only
+    performance: Performance | None
+    accuracy: Score | None
+
+    @property
+    def official_length(self) -> bool:
+        """Whether the run was as long as the rules want for a submission."""
+        return self.duration_seconds >= OFFICIAL_SECONDS
+
+    def record(self) -> dict[str, Any]:
+        """The run's entry in `metrics.json`, under loadgen / model / scenario."""
+        about = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
+        if self.accuracy is not None:
+            return {"accuracy": about | {"questions": self.questions} | dataclasses.asdict(self.accuracy)}
+        found = dataclasses.asdict(self.performance) if self.performance else {}
+        length = {"minimum_duration_seconds": self.duration_seconds, "official_length": self.official_length}
+        return {"performance": about | length | {"target_qps": self.target_qps} | found}
+
+
+def run(settings: ServeSettings) -> Result:
+    """Run LoadGen once, in a process of its own (see `loadgen` for why one run takes a process).
+
+    Tokenization happens before the run and scoring after it. Without a duration, neither in the settings nor in the
+    user.conf, the run takes SHORT_SECONDS. Without streams and threads, SingleStream gets one stream over all
+    cores and the others one single-threaded stream per core. Without a rate, Server issues a share of the throughput
+    measured beforehand.
+
+    Raises:
+      UserError: a setting or a file is wrong, or the backend cannot run here.
+      WorkFailed: the backend failed in the middle of the run, or LoadGen gave no result.
+      KeyboardInterrupt: the run's process has then ended too.
+    """
+    check(settings)
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    read_end, write_end = os.pipe()
+    # A session of its own: Ctrl-C reaches only this process, which ends the other one. Should this process be killed,
+    # the end of its stdin tells the other.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bertjax.mlperf.child", str(write_end)],
+        stdin=subprocess.PIPE,
+        pass_fds=[write_end],
+        start_new_session=True,
+        env=environment,
+    )
+    os.close(write_end)
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has died already; what follows tells how
+            process.stdin.write(pickle.dumps(settings))
+            process.stdin.flush()
+        with open(read_end, "rb") as answer:
+            content = answer.read()
+        code = process.wait()
+    finally:
+        process.kill()
+        process.wait()
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.close()
+    if not content:
+        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        raise WorkFailed(f"the serving process of {settings.model} ended with {how} before the run was done")
+    outcome = pickle.loads(content)
+    if isinstance(outcome, Exception):
+        raise outcome
+    return outcome
+
+
+def check(settings: ServeSettings) -> None:
+    """Check what can be checked without reading the model or the data, and make the log folder.
+
+    Raises:
+      UserError: a setting is wrong, the user.conf is malformed, or the log folder cannot be written.
+    """
+    for flag, value, known in (
+        ("--scenario", settings.scenario, SCENARIOS),
+        ("--mode", settings.mode, MODES),
+        ("--backend", settings.backend, BACKENDS),
+    ):
+        if value not in known:
+            raise UserError(f"{flag} {value}: unknown; choose one of {', '.join(known)}")
+    for name in ("streams", "threads", "batch_tokens", "duration_seconds", "target_qps"):
+        value = getattr(settings, name)
+        if value is not None and not 0 < value < math.inf:
+            flag = "--" + name.removesuffix("_seconds").replace("_", "-")
+            raise UserError(f"{flag} {value}: must be above 0")
+    if settings.user_conf:
+        read_user_conf(settings.user_conf, settings.scenario)
+    try:
+        settings.log_dir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=settings.log_dir):
+            pass  # LoadGen itself goes on without a word where it cannot write
+    except OSError as error:
+        raise disk_error(settings.log_dir, error) from None

@@ -1,0 +1,118 @@
+"""Running MLPerf LoadGen over a system under test.
+
+LoadGen is C++ with one global state: it reads a configuration once in the life of a process (a second reading is an
+error and leaves out mlperf.conf), and no run of it can be ended early. So one process makes one run, and whoever
+wants it ended ends the process: see `child`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import mlperf_loadgen
+import numpy as np
+
+from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf.harness import OFFICIAL_SECONDS
+from bertjax.mlperf.samples import SampleLibrary
+from bertjax.mlperf.system import System
+from bertjax.mlperf.userconf import BENCHMARK, read_user_conf
+
+MAX_PERFORMANCE_SAMPLES = 10_833  # mlperf.conf's performance_sample_count for bert
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Load:
+    """What LoadGen is asked to issue. Where a field is None, the user.conf decides, and then mlperf.conf."""
+
+    scenario: str
+    mode: str
+    user_conf: Path | None
+    duration_seconds: float | None
+    target_qps: float | None  # Offline and Server: samples per second to plan for, or to issue
+    expected_latency_ns: int | None  # SingleStream and MultiStream: of one query, to plan how many are needed
+
+
+def make_settings(load: Load, sample_count: int) -> mlperf_loadgen.TestSettings:
+    """LoadGen's settings. A run shorter than mlperf.conf's 600 s drops mlperf.conf's minimum number of queries.
+
+    Raises:
+      UserError: the user.conf is malformed.
+    """
+    given = read_user_conf(load.user_conf, load.scenario) if load.user_conf else {}
+    settings = mlperf_loadgen.TestSettings()
+    # mlperf.conf is built in, and read before the user.conf; an empty one makes LoadGen read it too.
+    path = load.user_conf or os.devnull
+    if settings.FromConfig(str(path), BENCHMARK, load.scenario) != 0:
+        raise UserError(f"{path}: LoadGen refuses it; lines read 'bert.Server.target_qps = 100'")
+    settings.scenario = getattr(mlperf_loadgen.TestScenario, load.scenario)
+    settings.mode = getattr(mlperf_loadgen.TestMode, load.mode)
+    if load.duration_seconds is not None:
+        settings.min_duration_ms = round(load.duration_seconds * 1000)
+    if settings.min_duration_ms < OFFICIAL_SECONDS * 1000 and "min_query_count" not in given:
+        settings.min_query_count = 1
+    if load.target_qps is not None:
+        settings.offline_expected_qps = settings.server_target_qps = load.target_qps
+    if load.expected_latency_ns is not None:
+        settings.single_stream_expected_latency_ns = load.expected_latency_ns
+        settings.multi_stream_expected_latency_ns = load.expected_latency_ns
+    wanted = int(given.get("performance_sample_count_override", 0)) or MAX_PERFORMANCE_SAMPLES
+    settings.performance_sample_count_override = min(wanted, sample_count)
+    return settings
+
+
+def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
+    """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `system.Complete`."""
+    logits = np.ascontiguousarray(logits)
+    row_bytes, token_bytes, start = logits.strides[0], logits.strides[1], logits.ctypes.data
+    mlperf_loadgen.QuerySamplesComplete(
+        [
+            mlperf_loadgen.QuerySampleResponse(sample, start + row * row_bytes, length * token_bytes)
+            for row, (sample, length) in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True))
+        ]
+    )
+
+
+def run(
+    system: System,
+    library: SampleLibrary,
+    settings: mlperf_loadgen.TestSettings,
+    log_dir: Path,
+    on_tick: Callable[[], None],
+) -> None:
+    """Run one test to its end, in a thread of its own, and close the system.
+
+    Args:
+      on_tick: called about five times a second while the run goes on.
+
+    Raises:
+      WorkFailed: the backend failed. LoadGen's thread then waits for ever; end the process with `os._exit`.
+    """
+    thread = threading.Thread(target=_start_test, args=(system, library, settings, log_dir), daemon=True)
+    thread.start()
+    while thread.is_alive() and system.failure is None:
+        thread.join(0.2)
+        on_tick()
+    if system.failure is not None:
+        cause = (str(system.failure).strip().splitlines() or ["no message"])[0]
+        kind = type(system.failure).__name__
+        raise WorkFailed(f"the backend failed in the middle of the run: {kind}: {cause}") from system.failure
+    system.close()
+
+
+def _start_test(system: System, library: SampleLibrary, settings: mlperf_loadgen.TestSettings, log_dir: Path) -> None:
+    log = mlperf_loadgen.LogSettings()
+    log.log_output.outdir = str(log_dir)
+    log.log_output.copy_summary_to_stdout = False
+    log.enable_trace = False
+    count = len(library.lengths)
+    performance_count = min(settings.performance_sample_count_override, count)
+    sut = mlperf_loadgen.ConstructFastSUT(system.issue, lambda: None)
+    qsl = mlperf_loadgen.ConstructQSL(count, performance_count, library.load, library.unload)
+    mlperf_loadgen.StartTestWithLogSettings(sut, qsl, settings, log)
+    mlperf_loadgen.DestroyQSL(qsl)
+    mlperf_loadgen.DestroyFastSUT(sut)

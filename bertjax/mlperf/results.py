@@ -1,0 +1,131 @@
+"""What a run gave, read from LoadGen's own logs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax.data.answers import predict
+from bertjax.data.dataset import Dataset
+from bertjax.data.metrics import Score, score
+from bertjax.errors import WorkFailed
+
+PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
+_MARK = ":::MLLOG "
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Performance:
+    """A PerformanceOnly run. Latencies are of queries, in nanoseconds, as LoadGen measured them."""
+
+    valid: bool
+    checks: dict[str, bool]  # LoadGen's conditions and whether each was met
+    reasons: tuple[str, ...]  # why it is not valid, and errors that LoadGen met
+    queries: int
+    samples_per_second: float  # Offline: all samples; Server: completed; single and multi-stream: one after the other
+    scheduled_samples_per_second: float | None  # Server only
+    latency_ns: dict[str, int]  # min, mean, max and PERCENTILES
+    target_latency_ns: int | None  # Server only: the bound of its 99th percentile
+    early_stopping: tuple[str, ...]  # LoadGen's notes on whether the queries suffice for the percentile
+
+
+def read_detail_log(log_dir: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The last value of every key in `mlperf_log_detail.txt`, and the messages that it marks as errors.
+
+    Raises:
+      WorkFailed: LoadGen left no such log, or one that cannot be read.
+    """
+    path = Path(log_dir) / "mlperf_log_detail.txt"
+    values: dict[str, Any] = {}
+    errors = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            if not line.startswith(_MARK):
+                continue
+            entry = json.loads(line[len(_MARK) :])
+            values[entry["key"]] = entry["value"]
+            if entry["metadata"]["is_error"]:
+                errors.append(str(entry["value"]).strip())
+    except (OSError, ValueError, KeyError) as error:
+        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
+    return values, tuple(errors)
+
+
+def read_performance(log_dir: Path) -> Performance:
+    """The result of a PerformanceOnly run.
+
+    Raises:
+      WorkFailed: the log is unreadable, or holds no result.
+    """
+    values, errors = read_detail_log(log_dir)
+    if "result_validity" not in values:
+        raise WorkFailed(
+            f"{log_dir}/mlperf_log_detail.txt: no result in it: {'; '.join(errors) or 'the run ended early'}"
+        )
+    checks = {
+        "Performance constraints": "result_perf_constraints_met",
+        "Min duration": "result_min_duration_met",
+        "Min queries": "result_min_queries_met",
+        "Early stopping": "early_stopping_met",
+    }
+    latency = {name: int(values[f"result_{name}_latency_ns"]) for name in ("min", "mean", "max")}
+    latency |= {name: int(values[f"result_{name}_percentile_latency_ns"]) for name in PERCENTILES}
+    server = values["effective_scenario"] == "Server"
+    return Performance(
+        valid=values["result_validity"] == "VALID",
+        checks={name: bool(values[key]) for name, key in checks.items() if key in values},
+        reasons=(*_lines(values.get("result_invalid_reason", "")), *errors),
+        queries=int(values["result_query_count"]),
+        samples_per_second=_samples_per_second(values),
+        scheduled_samples_per_second=float(values["result_scheduled_samples_per_sec"]) if server else None,
+        latency_ns=latency,
+        target_latency_ns=int(values["effective_target_latency_ns"]) if server else None,
+        early_stopping=_lines(values.get("early_stopping_result", "")),
+    )
+
+
+def _samples_per_second(values: dict[str, Any]) -> float:
+    for key in ("result_samples_per_second", "result_completed_samples_per_sec"):
+        if key in values:
+            return float(values[key])
+    # LoadGen gives single and multi-stream no such figure: queries follow one another without a gap.
+    return 1e9 * values["effective_samples_per_query"] / max(values["result_mean_latency_ns"], 1)
+
+
+def _lines(text: str) -> tuple[str, ...]:
+    """LoadGen glues a list of notes into one string, each after an asterisk."""
+    notes = (" ".join(part.split()) for part in str(text).split(" * "))
+    return tuple(note.removeprefix("* ") for note in notes if note)
+
+
+def read_accuracy(log_dir: Path, dataset: Dataset) -> Score:
+    """Score the answers in `mlperf_log_accuracy.json` with the project's own metric.
+
+    Raises:
+      WorkFailed: the log is unreadable, or a window has no answer or one of another length.
+    """
+    starts, ends = read_logits(log_dir, dataset)
+    return score(dataset.examples, predict(dataset.examples, dataset.windows, starts, ends))
+
+
+def read_logits(log_dir: Path, dataset: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:
+    """Start and end logits of every window, float32 [tokens] each; errors as `read_accuracy`."""
+    path = Path(log_dir) / "mlperf_log_accuracy.json"
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
+    found: dict[int, np.ndarray] = {}
+    for entry in entries:
+        found[entry["qsl_idx"]] = np.frombuffer(bytes.fromhex(entry["data"]), np.float32).reshape(-1, 2)
+    count = len(dataset.windows)
+    fits = (index in found and len(found[index]) == len(window) for index, window in enumerate(dataset.windows))
+    # MultiStream repeats samples to fill its last query, so there may be more answers than windows.
+    if len(found) != count or not all(fits):
+        raise WorkFailed(f"{path}: {len(found)} answers for {count} windows, or answers of another length")
+    pairs = [found[index] for index in range(count)]
+    return [pair[:, 0] for pair in pairs], [pair[:, 1] for pair in pairs]

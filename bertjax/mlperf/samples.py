@@ -1,0 +1,71 @@
+"""The query sample library: a SQuAD file as windows, and the arrays that LoadGen has asked to be in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from bertjax.config import BertConfig
+from bertjax.data.batching import collate
+from bertjax.data.dataset import Dataset, load_dataset
+from bertjax.data.features import WindowSettings
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.errors import UserError
+
+FIELDS = ("input_ids", "attention_mask", "token_type_ids")
+
+
+def read_dataset(path: Path, directory: Path, settings: WindowSettings) -> Dataset:
+    """Read and tokenize a SQuAD file with a model directory's tokenizer. One window is one LoadGen sample.
+
+    Raises:
+      UserError: the file or the tokenizer is wrong, or windows are longer than the model's positions.
+    """
+    config = BertConfig.from_json(Path(directory) / "config.json")
+    if settings.max_seq > config.max_position_embeddings:
+        raise UserError(
+            f"--max-seq {settings.max_seq}: {directory}/config.json has max_position_embeddings"
+            f" {config.max_position_embeddings}; choose at most that"
+        )
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} entries, config.json says vocab_size"
+            f" {config.vocab_size}; the tokenizer is of another model"
+        )
+    return load_dataset(path, tokenizer, settings)
+
+
+class SampleLibrary:
+    """The windows that are loaded, as padded arrays from which batches are cut. Indices are those of the dataset."""
+
+    def __init__(self, dataset: Dataset, pad_id: int):
+        self.lengths = dataset.lengths  # int32 [windows], of all of them
+        self.longest = int(dataset.lengths.max())
+        self._windows, self._pad_id = dataset.windows, pad_id
+        self._rows = np.full(len(dataset.windows), -1, np.int64)  # each window's row in the arrays, -1: not loaded
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Bring windows into memory, in place of those loaded before."""
+        self._arrays = collate(self._windows, indices, self.longest, self._pad_id)
+        self._rows[:] = -1
+        self._rows[list(indices)] = np.arange(len(indices))
+
+    def unload(self, indices: Sequence[int]) -> None:
+        """Forget windows."""
+        self._rows[list(indices)] = -1
+        if (self._rows < 0).all():
+            self._arrays = {}
+
+    def gather(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`input_ids`, `attention_mask`, `token_type_ids`, int64 [len(indices), length], of loaded windows.
+
+        `length` is at least that of each of them and at most `longest`.
+        """
+        rows = self._rows[indices]
+        assert (rows >= 0).all(), "LoadGen asked for a sample that it did not load"
+        ids, mask, types = (self._arrays[name][rows, :length].astype(np.int64) for name in FIELDS)
+        return ids, mask, types

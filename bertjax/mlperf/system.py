@@ -1,0 +1,72 @@
+"""The system under test: takes samples from LoadGen, runs them on a backend, hands the logits back.
+
+Of a sample LoadGen is given float32 [tokens, 2], start logits and end logits side by side without padding: the
+layout that the MLPerf reference's accuracy script reads.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from bertjax.data.batching import padded_length
+from bertjax.mlperf.backend import Backend
+from bertjax.mlperf.queues import LENGTH_MULTIPLE, Batch, BatchQueue
+from bertjax.mlperf.samples import SampleLibrary
+
+# complete(ids, logits, lengths): answer samples; logits float32 [rows, length, 2], lengths int32 [rows].
+Complete = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+
+
+class System:
+    """Runs samples in the issuing thread, or through a queue in one worker thread per stream of the backend.
+
+    After a failure nothing is answered any more, so LoadGen would wait for ever: whoever runs it watches `failure`.
+    """
+
+    def __init__(self, backend: Backend, library: SampleLibrary, complete: Complete, queue: BatchQueue | None):
+        """`queue` None means that samples run one by one in the thread that issues them (SingleStream)."""
+        self._backend, self._library, self._complete, self._queue = backend, library, complete, queue
+        self.failure: Exception | None = None
+        self.completed = 0  # samples answered, for a progress bar; rough while several workers count
+        self._workers = [
+            threading.Thread(target=self._work, args=(queue,), name=f"serve-{number}", daemon=True)
+            for number in range(backend.streams if queue is not None else 0)
+        ]
+        for worker in self._workers:
+            worker.start()
+
+    def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        """Take samples; called by LoadGen. Nothing is raised here: an exception would end the process in C++."""
+        samples, rows = np.array(ids, np.int64), np.array(indices, np.int64)
+        try:
+            if self._queue is not None:
+                self._queue.put(samples, rows)
+                return
+            for sample, row in zip(samples, rows, strict=True):
+                length = padded_length(int(self._library.lengths[row]), LENGTH_MULTIPLE, self._library.longest)
+                self._run(Batch(ids=sample[None], indices=row[None], length=length))
+        except Exception as error:
+            self.failure = error
+
+    def close(self) -> None:
+        """End the workers once everything issued has run."""
+        if self._queue is not None:
+            self._queue.close()
+        for worker in self._workers:
+            worker.join()
+
+    def _work(self, queue: BatchQueue) -> None:
+        try:
+            while (batch := queue.take()) is not None:
+                self._run(batch)
+        except Exception as error:
+            self.failure = error
+
+    def _run(self, batch: Batch) -> None:
+        starts, ends = self._backend.infer(*self._library.gather(batch.indices, batch.length))
+        logits = np.stack([starts, ends], axis=-1).astype(np.float32, copy=False)
+        self._complete(batch.ids, logits, self._library.lengths[batch.indices])
+        self.completed += len(batch.ids)

@@ -1,0 +1,61 @@
+"""Checking a LoadGen user.conf before LoadGen reads it: LoadGen passes over a misspelt line in silence."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from bertjax.errors import UserError
+
+# The keys that LoadGen 6.0 looks up (loadgen/test_settings_internal.cc, TestSettings::FromConfig).
+_NAMES = """
+    mode min_duration max_duration min_query_count max_query_count qsl_rng_seed sample_index_rng_seed
+    schedule_rng_seed accuracy_log_rng_seed accuracy_log_probability accuracy_log_sampling_target print_timestamps
+    performance_issue_unique performance_issue_same performance_issue_same_index performance_sample_count_override
+    sample_concatenate_permutation accuracy_sample_count_override test05 test05_qsl_rng_seed
+    test05_sample_index_rng_seed test05_schedule_rng_seed target_latency_percentile target_latency target_duration
+    samples_per_query target_qps coalesce_queries max_async_queries num_issue_query_threads
+"""
+KEYS = frozenset(_NAMES.split())
+BENCHMARK = "bert"  # LoadGen's name for it in mlperf.conf
+SCENARIOS = ("Offline", "SingleStream", "Server", "MultiStream")
+_LINE = re.compile(r"^(?P<model>[\w*.-]+)\.(?P<scenario>[\w*]+)\.(?P<key>\w+)\s+=\s+(?P<value>\S+)$")
+
+
+def read_user_conf(path: Path, scenario: str) -> dict[str, float]:
+    """The settings of a user.conf that hold for this benchmark in a scenario, by key, in the file's own units.
+
+    Raises:
+      UserError: the file is missing, or a line is not `model.scenario.key = number` with a key that LoadGen knows.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not readable as text ({error}); --user-conf wants a LoadGen user.conf") from None
+    found: dict[tuple[int, str], float] = {}
+    for number, line in enumerate(lines, start=1):
+        text = line.split("#", 1)[0].strip()
+        if not text:
+            continue
+        match = _LINE.match(text)
+        value = _number(match["value"]) if match else None
+        if match is None or value is None:
+            raise UserError(f"{path}:{number}: {text!r}: a line reads 'bert.Server.target_qps = 100', spaces included")
+        if match["scenario"] not in (*SCENARIOS, "*"):
+            raise UserError(f"{path}:{number}: scenario {match['scenario']!r}: one of {', '.join(SCENARIOS)}, *")
+        if match["key"] not in KEYS:
+            raise UserError(
+                f"{path}:{number}: {match['key']!r} is no setting of LoadGen; see mlperf.conf for the names"
+            )
+        if match["model"] in (BENCHMARK, "*") and match["scenario"] in (scenario, "*"):
+            # A line that names its model or scenario is stronger than one with a star.
+            strength = (match["model"] != "*") + 2 * (match["scenario"] != "*")
+            found[strength, match["key"]] = value
+    return {key: value for (_, key), value in sorted(found.items())}
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None

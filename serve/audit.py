@@ -1,0 +1,86 @@
+"""MLPerf's own form of asking for runs, for auditors; `make run RUN_ARGS="..."` calls this.
+
+    python serve/audit.py --benchmarks=bert --scenarios=Offline,Server --config_ver=default --test_mode=PerformanceOnly
+
+config_ver `default` gates AccuracyOnly at 99 % of the FP32 reference's F1, `high_accuracy` at 99.9 %; a missed gate
+exits with 1. Runs take 10 seconds each if nothing else is said; --duration 600 is the official length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from bertjax import programs
+from bertjax.errors import UserError, WorkFailed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--benchmarks", default="bert", help="bert, the only one here")
+    add("--scenarios", default="Offline,Server,SingleStream", help="one or several, with commas between them")
+    add("--config_ver", default="default", help="default (99 %%) or high_accuracy (99.9 %%)")
+    add("--test_mode", default="PerformanceOnly", help="PerformanceOnly or AccuracyOnly")
+    add("--model", type=Path, help="model directory (default: the newest run's INT8 student)")
+    add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
+    add("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt or jax")
+    add("--duration", type=float, help="least seconds of a PerformanceOnly run (default 10; official: 600)")
+    add("--user-conf", type=Path, help="LoadGen user.conf for all scenarios")
+    add("--reference-f1", type=float, help="F1 that the gate is a share of (default: the teacher's, of the run)")
+    options = parser.parse_args()
+
+    from bertjax.mlperf import harness, records
+    from bertjax.mlperf.report import format_result
+    from bertjax.runs import newest_student
+
+    if options.benchmarks != "bert":
+        raise UserError(f"--benchmarks={options.benchmarks}: only bert is here")
+    if options.config_ver not in records.GATES:
+        raise UserError(f"--config_ver={options.config_ver}: unknown; choose one of {', '.join(records.GATES)}")
+    model = options.model or newest_student()
+    log_root = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}-{options.config_ver}"
+    runs = [
+        harness.ServeSettings(
+            model=model,
+            data=options.data or records.default_data(model),
+            scenario=scenario,
+            mode=options.test_mode,
+            log_root=log_root,
+            windows=records.window_settings(model),
+            backend=options.backend,
+            duration_seconds=options.duration,
+            user_conf=options.user_conf,
+        )
+        for scenario in options.scenarios.split(",")
+    ]
+    for settings in runs:  # a misspelt last scenario is told before the first one runs
+        harness.check(settings)
+    if options.test_mode == "AccuracyOnly" and not options.reference_f1:
+        records.reference_f1(model, 0)  # told before the runs too
+    missed = []
+    for settings in runs:
+        result = harness.run(settings)
+        print(format_result(result), flush=True)
+        records.record_result(model, result)
+        if result.accuracy is None:
+            continue
+        if options.reference_f1:
+            reference, whose = options.reference_f1, "--reference-f1"
+        else:
+            reference, whose = records.reference_f1(model, result.questions)
+        share = records.GATES[options.config_ver]
+        passed = result.accuracy.f1 >= share * reference
+        print(
+            f"Accuracy gate {options.config_ver}: F1 {result.accuracy.f1:.3f}, wanted {share * reference:.3f}"
+            f" = {share:.1%} of {reference:.3f} ({whose}): {'passed' if passed else 'MISSED'}"
+        )
+        if not passed:
+            missed.append(settings.scenario)
+    if missed:
+        raise WorkFailed(f"accuracy gate {options.config_ver} missed in {', '.join(missed)}")
+
+
+if __name__ == "__main__":
+    programs.run(main)

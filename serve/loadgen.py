@@ -1,0 +1,69 @@
+"""Serve a model directory under MLPerf LoadGen.
+
+    python serve/loadgen.py --scenario Offline
+    python serve/loadgen.py --scenario Server --mode AccuracyOnly --model runs/demo/student-int8 --backend onnxruntime
+
+A run takes 10 seconds if nothing else is said; --duration 600 is the official length.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from bertjax import programs
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--scenario", default="Offline", help="Offline (default), SingleStream, Server or MultiStream")
+    add("--mode", default="PerformanceOnly", help="PerformanceOnly (default) or AccuracyOnly")
+    add("--model", type=Path, help="model directory (default: the newest run's INT8 student)")
+    add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
+    add("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt or jax")
+    add("--duration", type=float, help="least seconds of a PerformanceOnly run (default 10; official: 600)")
+    add("--target-qps", type=float, help="queries per second: Server's rate, or what Offline is to expect")
+    add("--streams", type=int, help="batches at once (default: one per core, in SingleStream one)")
+    add("--threads", type=int, help="threads of each stream (default: the cores shared out)")
+    add("--batch-tokens", type=int, help="padded tokens in a batch (default: what suits the backend)")
+    add("--user-conf", type=Path, help="LoadGen user.conf; flags are stronger")
+    add("--max-seq", type=int, help="longest window in tokens (default: as in the model's run, else 384)")
+    add("--doc-stride", type=int, help="tokens between two windows of a paragraph (default: likewise, else 128)")
+    add("--max-query", type=int, help="tokens of a question that are kept (default: likewise, else 64)")
+    add("--logs", type=Path, help="folder for LoadGen's logs (default: a new one under build/logs)")
+    options = parser.parse_args()
+
+    from bertjax.mlperf import harness, records
+    from bertjax.mlperf.report import format_result
+    from bertjax.runs import newest_student
+
+    model = options.model or newest_student()
+    windows = records.window_settings(
+        model, max_seq=options.max_seq, doc_stride=options.doc_stride, max_query=options.max_query
+    )
+    settings = harness.ServeSettings(
+        model=model,
+        data=options.data or records.default_data(model),
+        scenario=options.scenario,
+        mode=options.mode,
+        log_root=options.logs or Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}",
+        windows=windows,
+        backend=options.backend,
+        streams=options.streams,
+        threads=options.threads,
+        batch_tokens=options.batch_tokens,
+        duration_seconds=options.duration,
+        target_qps=options.target_qps,
+        user_conf=options.user_conf,
+    )
+    result = harness.run(settings)
+    print(format_result(result))
+    recorded = records.record_result(model, result)
+    if recorded:
+        print(f"Recorded in {recorded}")
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,53 @@
+"""Serve teacher and student of a run under LoadGen, in turn, and print everything that the run has measured.
+
+    python serve/measure.py --run runs/demo
+
+First the student's accuracy through LoadGen's accuracy log, then Offline, SingleStream and Server of both models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from bertjax import programs
+
+SCENARIOS = ("Offline", "SingleStream", "Server")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--run", type=Path, help="run directory (default: the newest finished one)")
+    parser.add_argument("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt or jax")
+    parser.add_argument("--duration", type=float, default=5.0, help="least seconds of each run (default: 5)")
+    options = parser.parse_args()
+
+    from bertjax import report
+    from bertjax.mlperf import harness, records
+    from bertjax.runs import newest_student
+
+    run = options.run or newest_student().parent
+    student, teacher = run / report.STUDENT, run / "teacher"
+    logs = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.resolve().name}"
+    wanted = [(student, "Offline", "AccuracyOnly")]
+    wanted += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
+    for model, scenario, mode in wanted:
+        settings = harness.ServeSettings(
+            model=model,
+            data=records.default_data(model),
+            scenario=scenario,
+            mode=mode,
+            log_root=logs / model.name,
+            windows=records.window_settings(model),
+            backend=options.backend,
+            duration_seconds=options.duration if mode == "PerformanceOnly" else None,
+        )
+        print(f"{model.name}: {scenario} {mode}", flush=True)
+        records.record_result(model, harness.run(settings))
+    print(f"\n{report.stage_table(run)}\n\n{report.loadgen_table(run)}")
+    print(f"\n{report.write_report(run)}: the same with pictures; LoadGen's logs are in {logs}")
+
+
+if __name__ == "__main__":
+    programs.run(main)

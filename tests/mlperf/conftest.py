@@ -1,0 +1,46 @@
+"""A run directory with a tiny INT8 student and a small evaluation file, for the tests of serving."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.models import tiny_config, write_random_model
+
+TEXT = "the king of the old city built a bridge in 1820 and it was named after the river north of a new ship"
+
+
+def squad(paragraphs: int) -> dict:
+    """SQuAD v1.1 of random words, three questions a paragraph, windows of about 20 to 200 tokens."""
+    rng = np.random.default_rng(0)
+    found = []
+    for number in range(paragraphs):
+        context = " ".join(rng.choice(TEXT.split(), rng.integers(10, 150)))
+        answer = context.split()[4]
+        questions = [
+            {
+                "id": f"{number}-{turn}",
+                "question": "what was built " + " ".join(rng.choice(TEXT.split(), turn)),
+                "answers": [{"text": answer, "answer_start": context.index(answer)}],
+            }
+            for turn in range(3)
+        ]
+        found.append({"context": context, "qas": questions})
+    return {"version": "1.1", "data": [{"title": "words", "paragraphs": found}]}
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_random_model(folder / "student-int8", tiny_config(), seed=1)
+    (folder / "eval.json").write_text(json.dumps(squad(15)))
+    record = {
+        "seed": 7,
+        "data": {"eval_file": str(folder / "eval.json"), "max_seq": 128, "doc_stride": 64, "max_query": 32},
+        "stages": {"teacher": {"f1": 90.0}},
+    }
+    (folder / "metrics.json").write_text(json.dumps(record))
+    return folder

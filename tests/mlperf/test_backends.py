@@ -1,0 +1,105 @@
+import numpy as np
+import pytest
+
+from bertjax.errors import UserError
+from bertjax.mlperf import backend, cpu
+from bertjax.mlperf.backend import open_backend
+from tests.models import tiny_config, write_random_model
+
+LENGTHS = (128, 77, 40)
+
+
+@pytest.fixture(scope="module")
+def inputs():
+    rng = np.random.default_rng(0)
+    mask = (np.arange(128) < np.array(LENGTHS)[:, None]).astype(np.int64)
+    types = ((np.arange(128) >= 12).astype(np.int64)) * mask
+    return rng.integers(5, 100, (3, 128)) * mask, mask, types
+
+
+@pytest.fixture(scope="module")
+def plain_model(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("plain") / "teacher"
+    write_random_model(directory, tiny_config(quantized=False), seed=3)
+    return directory
+
+
+def valid(logits):
+    return np.concatenate([row[:length] for part in logits for row, length in zip(part, LENGTHS, strict=True)])
+
+
+def test_the_engines_agree_on_an_unquantized_model(plain_model, inputs):
+    found = {}
+    for name in ("onnxruntime", "openvino", "jax"):
+        opened = open_backend(name, plain_model, streams=1, threads=1, longest=128)
+        starts, ends = opened.infer(*inputs)
+        assert starts.shape == ends.shape == (3, 128) and starts.dtype == ends.dtype == np.float32
+        found[name] = valid((starts, ends))
+    np.testing.assert_allclose(found["openvino"], found["onnxruntime"], atol=1e-4)
+    np.testing.assert_allclose(found["jax"], found["onnxruntime"], atol=1e-4)
+
+
+def test_the_engines_agree_on_an_int8_model(run_dir, inputs):
+    """By relative L2: a rounding flipped by the last bit of a sum moves single logits by more than any tolerance."""
+    found = {}
+    for name in ("onnxruntime", "openvino", "jax"):
+        opened = open_backend(name, run_dir / "student-int8", streams=1, threads=1, longest=128)
+        found[name] = valid(opened.infer(*inputs))
+    for name in ("onnxruntime", "openvino"):
+        error = np.linalg.norm(found[name] - found["jax"]) / np.linalg.norm(found["jax"])
+        assert error < 0.03, f"{name}: {error}"
+
+
+def test_saturating_inputs_stay_exact(tmp_path):
+    """Large weights against large activations: 16-bit sums of two products would overflow here."""
+    from bertjax import modeldir
+
+    directory, config = tmp_path / "model", tiny_config(((2, 64),), head_size=32)
+    write_random_model(tmp_path / "start", config, seed=5)
+    _, parameters = modeldir.load_question_answering(tmp_path / "start")
+    for name, value in parameters.items():
+        if name.endswith("output.dense.weight") or name.endswith("intermediate.dense.weight"):
+            parameters[name] = np.sign(value) * parameters[f"{name}_scale"][:, None] * 127
+    modeldir.save(directory, config, parameters, tokenizer_from=tmp_path / "start")
+    rng = np.random.default_rng(0)
+    ids = rng.integers(5, 100, (2, 128))
+    feed = ids, np.ones_like(ids), np.zeros_like(ids)
+    wanted = open_backend("jax", directory, streams=1, threads=1, longest=128).infer(*feed)
+    for name in ("onnxruntime", "openvino"):
+        found = open_backend(name, directory, streams=1, threads=1, longest=128).infer(*feed)
+        error = np.linalg.norm(np.subtract(found, wanted)) / np.linalg.norm(wanted)
+        assert error < 0.03, f"{name}: {error}"
+
+
+def test_auto_follows_the_cpu(run_dir, plain_model, monkeypatch):
+    def opened(directory):
+        return open_backend("auto", directory, streams=1, threads=1, longest=128).name
+
+    monkeypatch.setattr(cpu, "saturates_int8", lambda: True)
+    assert opened(run_dir / "student-int8") == "onnxruntime"
+    assert opened(plain_model) == "openvino"
+
+
+def test_a_stale_graph_is_exported_again(plain_model, inputs):
+    first = open_backend("onnxruntime", plain_model, streams=1, threads=1, longest=128).infer(*inputs)
+    config = backend.BertConfig.from_json(plain_model / "config.json")
+    graph = backend.cpu_graph(plain_model, config)
+    before = graph.stat().st_mtime_ns
+    assert backend.cpu_graph(plain_model, config).stat().st_mtime_ns == before
+    write_random_model(plain_model, config, seed=4)
+    second = open_backend("onnxruntime", plain_model, streams=1, threads=1, longest=128).infer(*inputs)
+    assert not np.allclose(first, second)
+
+
+@pytest.mark.parametrize(
+    ("name", "told"), [("vulkan", "choose one of"), ("tensorrt", "make it with: python export/to_trt.py")]
+)
+def test_a_backend_that_cannot_run_says_why(plain_model, name, told):
+    with pytest.raises(UserError, match=told):
+        open_backend(name, plain_model, streams=1, threads=1, longest=128)
+
+
+def test_a_missing_library_is_named(plain_model, monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
+    with pytest.raises(UserError, match="pip install onnxruntime"):
+        open_backend("onnxruntime", plain_model, streams=1, threads=1, longest=128)

@@ -1,0 +1,179 @@
+"""Whole runs, each in its own process as LoadGen wants it."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bertjax.config import BertConfig
+from bertjax.data.answers import predict
+from bertjax.data.batching import plan_inference
+from bertjax.data.features import WindowSettings
+from bertjax.data.metrics import score
+from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf import harness, records
+from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf.queues import LENGTH_MULTIPLE
+from bertjax.mlperf.report import format_result
+from bertjax.mlperf.results import PERCENTILES, read_detail_log, read_logits
+from bertjax.mlperf.samples import SampleLibrary, read_dataset
+
+WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
+
+
+def settings_for(run_dir, log_root, **rest):
+    defaults = {
+        "model": run_dir / "student-int8",
+        "data": run_dir / "eval.json",
+        "log_root": log_root,
+        "windows": WINDOWS,
+        "scenario": "Offline",
+        "mode": "PerformanceOnly",
+        "backend": "onnxruntime",
+        "duration_seconds": 0.5,
+        "streams": 1,
+        "threads": 1,
+    }
+    return ServeSettings(**(defaults | rest))
+
+
+@pytest.mark.parametrize("scenario", ["Offline", "SingleStream", "Server", "MultiStream"])
+def test_each_scenario_gives_what_loadgen_logged(run_dir, tmp_path, scenario):
+    rate = {"target_qps": 60.0} if scenario == "Server" else {}
+    result = harness.run(settings_for(run_dir, tmp_path, scenario=scenario, **rate))
+    found = result.performance
+    logged, _ = read_detail_log(tmp_path / scenario / "PerformanceOnly")
+    assert logged["effective_scenario"] == scenario and logged["effective_min_duration_ms"] == 500
+    assert found.samples_per_second > 0 and found.queries >= 1 and not result.official_length
+    latencies = [found.latency_ns[name] for name in ("min", *PERCENTILES, "max")]
+    assert latencies == sorted(latencies) and latencies[0] > 0
+    if scenario == "Server":  # MLPerf's bound, which a second reading of mlperf.conf in one process would lose
+        assert found.target_latency_ns == 130_000_000 and result.target_qps == 60.0
+    text = format_result(result)
+    assert f"Scenario : {scenario}" in text and "99.90 percentile latency (ns)" in text and "short" in text
+    assert ("Result is : VALID" in text) == found.valid
+
+
+def test_the_accuracy_log_holds_what_the_backend_gives(run_dir, tmp_path):
+    result = harness.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly", batch_tokens=512))
+    dataset = read_dataset(run_dir / "eval.json", run_dir / "student-int8", WINDOWS)
+    logged_starts, logged_ends = read_logits(tmp_path / "Offline" / "AccuracyOnly", dataset)
+    backend = open_backend("onnxruntime", run_dir / "student-int8", streams=1, threads=1, longest=128)
+    library = SampleLibrary(dataset, BertConfig.from_json(run_dir / "student-int8" / "config.json").pad_token_id)
+    library.load(range(len(dataset.windows)))
+    for plan in plan_inference(dataset.lengths, tokens=512, multiple=LENGTH_MULTIPLE, longest=library.longest):
+        starts, ends = backend.infer(*library.gather(plan.rows, plan.length))
+        for row, index in enumerate(plan.rows):
+            size = dataset.lengths[index]
+            np.testing.assert_array_equal(logged_starts[index], starts[row, :size])
+            np.testing.assert_array_equal(logged_ends[index], ends[row, :size])
+    answers = predict(dataset.examples, dataset.windows, logged_starts, logged_ends)
+    assert result.accuracy == score(dataset.examples, answers)
+
+
+@pytest.mark.parametrize("scenario", ["Server", "MultiStream"])
+def test_accuracy_does_not_hang_on_the_scenario(run_dir, tmp_path, scenario):
+    """Within what batch shapes change: an INT8 rounding may flip, so F1 is compared, not logits."""
+    rate = {"target_qps": 200.0} if scenario == "Server" else {}
+    run = settings_for(run_dir, tmp_path, scenario=scenario, mode="AccuracyOnly", **rate)
+    offline = settings_for(run_dir, tmp_path, mode="AccuracyOnly")
+    assert harness.run(run).accuracy.f1 == pytest.approx(harness.run(offline).accuracy.f1, abs=3.0)
+
+
+FAILING = """
+import os, sys, pickle
+from bertjax.mlperf import serve
+from bertjax.errors import WorkFailed
+import numpy as np
+
+class Failing:
+    name = description = "failing"
+    streams, batch_tokens, calls = 1, 512, 0
+    def infer(self, ids, mask, types):
+        self.calls += 1
+        if self.calls == int(sys.argv[1]):
+            raise MemoryError("out of device memory")
+        return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
+
+try:
+    serve.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Failing())
+except WorkFailed as error:
+    print(error)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("scenario", ["Offline", "SingleStream", "Server", "MultiStream"])
+def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_path, scenario):
+    import pickle
+
+    run = settings_for(run_dir, tmp_path, scenario=scenario, mode="AccuracyOnly", target_qps=500.0)
+    (tmp_path / scenario / "AccuracyOnly").mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", FAILING, "5"], input=pickle.dumps(run), capture_output=True, timeout=30, check=True
+    )
+    assert b"failed in the middle of the run: MemoryError: out of device memory" in done.stdout
+
+
+def test_a_serving_process_that_dies_is_told(run_dir, tmp_path, monkeypatch):
+    monkeypatch.setattr(harness.sys, "executable", "/bin/false")
+    with pytest.raises(WorkFailed, match="ended with exit code 1"):
+        harness.run(settings_for(run_dir, tmp_path))
+
+
+def test_user_conf_is_obeyed_and_flags_are_stronger(run_dir, tmp_path):
+    path = tmp_path / "user.conf"
+    path.write_text("bert.Server.target_qps = 50\nbert.Server.min_duration = 700\n*.Server.min_query_count = 20\n")
+    run = settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, duration_seconds=None)
+    result = harness.run(run)
+    logged, _ = read_detail_log(result.log_dir)
+    assert (result.target_qps, result.duration_seconds) == (50.0, 0.7)
+    assert logged["effective_min_query_count"] == 20
+    result = harness.run(settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, target_qps=80.0))
+    assert (result.target_qps, result.duration_seconds) == (80.0, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"scenario": "Offlin"}, "--scenario Offlin"),
+        ({"mode": "Performance"}, "--mode Performance"),
+        ({"backend": "tvm"}, "--backend tvm"),
+        ({"target_qps": 0.0}, "--target-qps 0.0"),
+        ({"duration_seconds": -1.0}, "--duration -1.0"),
+    ],
+)
+def test_wrong_settings_are_told_before_anything_runs(run_dir, tmp_path, change, told):
+    with pytest.raises(UserError, match=told):
+        harness.check(settings_for(run_dir, tmp_path, **change))
+
+
+def test_a_log_folder_that_cannot_be_written_is_told(run_dir, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot be written"):
+        harness.check(settings_for(run_dir, tmp_path / "file"))
+
+
+def test_results_and_gates_of_a_run_directory(run_dir, tmp_path):
+    model = run_dir / "student-int8"
+    assert records.default_data(model) == run_dir / "eval.json"
+    assert records.window_settings(model, max_query=16) == WindowSettings(max_seq=128, doc_stride=64, max_query=16)
+    assert records.reference_f1(model, 45)[0] == 90.0
+    result = harness.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly"))
+    assert records.record_result(model, result) == run_dir / "metrics.json"
+    written = json.loads((run_dir / "metrics.json").read_text())
+    assert written["seed"] == 7  # nothing else is lost
+    assert written["loadgen"]["student-int8"]["Offline"]["accuracy"]["f1"] == result.accuracy.f1
+    with pytest.raises(UserError, match="give --reference-f1"):
+        records.reference_f1(tmp_path, 45)
+
+
+def test_the_missions_own_teacher_is_held_to_the_published_reference(tmp_path):
+    (tmp_path / "metrics.json").write_text(json.dumps({"stages": {"teacher": {"f1": 91.0}}}))
+    (tmp_path / "settings.json").write_text(json.dumps({"teacher": f"google-bert/{records.REFERENCE_MODEL}"}))
+    assert records.reference_f1(tmp_path / "student-int8", 10_570)[0] == 90.874
+    assert records.reference_f1(tmp_path / "student-int8", 500)[0] == 91.0  # a part of the set has its own reference

@@ -1,0 +1,102 @@
+"""Calibrators on histograms worked by hand, and recorded ranges against the activations themselves."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax.data.dataset import from_examples
+from bertjax.data.features import WindowSettings
+from bertjax.data.squad import Answer, Example
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.model import BertForQuestionAnswering, bind, init_params
+from bertjax.quantization.calibrate import quantize, record_ranges
+from bertjax.quantization.calibrators import BINS, CALIBRATORS, choose_amax
+from bertjax.tensors import dense_sites, question_answering_shapes
+from tests.models import tiny_config, write_random_model
+
+
+def _histogram(values: np.ndarray) -> tuple[np.ndarray, float]:
+    largest = float(np.abs(values).max())
+    return np.histogram(np.abs(values), BINS, (0, largest))[0], largest
+
+
+def test_max_keeps_everything_and_percentile_drops_the_outliers():
+    counts = np.zeros(BINS)
+    counts[99], counts[-1] = 99_999, 1
+    assert choose_amax(counts, 2048.0, "max") == 2048.0
+    assert choose_amax(counts, 2048.0, "percentile") == 100.0
+    counts[-1] = 100
+    assert choose_amax(counts, 2048.0, "percentile") == 2048.0
+
+
+def test_mse_finds_the_threshold_that_a_direct_search_finds():
+    values = np.random.default_rng(0).standard_t(3, 200_000)
+    counts, largest = _histogram(values)
+
+    def error(amax: float) -> float:
+        scale = amax / 127
+        return float(np.square(values - np.clip(np.round(values / scale), -127, 127) * scale).mean())
+
+    found = choose_amax(counts, largest, "mse")
+    least = min(error(amax) for amax in np.linspace(0.02, 1, 150) * largest)
+    assert error(found) <= 1.02 * least
+    assert error(found) < 0.6 * error(largest)
+
+
+def test_entropy_clips_a_long_thin_tail_and_keeps_a_flat_distribution():
+    random = np.random.default_rng(1)
+    tailed = np.concatenate([random.normal(0, 1, 100_000), [80.0]])
+    assert choose_amax(*_histogram(tailed), "entropy") < 20
+    flat = random.uniform(0, 10, 400_000)
+    assert choose_amax(*_histogram(flat), "entropy") > 9
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), scale=st.floats(1e-3, 1e3), calibrator=st.sampled_from(CALIBRATORS))
+def test_thresholds_lie_inside_the_range_and_scale_with_the_data(seed: int, scale: float, calibrator: str):
+    counts, largest = _histogram(np.random.default_rng(seed).normal(0, 1, 5000))
+    amax = choose_amax(counts, largest, calibrator)
+    assert 0 < amax <= largest
+    assert choose_amax(counts, largest * scale, calibrator) == pytest.approx(amax * scale)
+
+
+@pytest.mark.parametrize("calibrator", CALIBRATORS)
+def test_an_input_that_is_always_zero_gets_scale_one(calibrator: str):
+    assert choose_amax(np.ones(BINS), 0.0, calibrator) == 127.0
+
+
+def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path):
+    config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=False)
+    write_random_model(tmp_path / "m", config, seed=0)
+    examples = [
+        Example(
+            id=str(i),
+            question="who",
+            context="the king of the river " * (i + 1),
+            answers=(Answer(text="king", start=4),),
+        )
+        for i in range(5)
+    ]
+    dataset = from_examples(examples, load_tokenizer(tmp_path / "m"), WindowSettings(max_seq=60, max_query=8))
+    params = init_params(BertForQuestionAnswering, config, seed=2)
+    ranges = record_ranges(config, params, dataset, examples=5, seed=0)
+    largest: dict[str, float] = {}
+    tokens = 0
+    for window in dataset.windows:  # one by one there is no padding
+        ids = window.input_ids[None]
+        types = (np.arange(len(window)) >= window.context_start).astype(np.int32)[None]
+        seen: dict[str, np.ndarray] = {}
+        bind(BertForQuestionAnswering, config, params)(ids, np.ones_like(ids), types, observe=seen.__setitem__)
+        tokens += len(window)
+        largest = {name: max(largest.get(name, 0.0), float(np.abs(value).max())) for name, value in seen.items()}
+    assert ranges.largest.keys() == {site.input_scale for site in dense_sites(config)}
+    for name, value in largest.items():
+        assert ranges.largest[name] == pytest.approx(value, rel=1e-4)
+    assert ranges.counts["bert.encoder.layer.0.attention.self.input_scale"].sum() == tokens * config.hidden_size
+    quantized, scaled = quantize(config, params, ranges, calibrator="max", examples=5)
+    assert {name: value.shape for name, value in scaled.items()} == question_answering_shapes(quantized)
+    name = "bert.encoder.layer.0.output.dense.input_scale"
+    assert float(scaled[name]) == pytest.approx(largest[name] / 127, rel=1e-4)

@@ -1,0 +1,32 @@
+"""The same INT8 model on every engine: JAX's fake quantization, ONNX Runtime and OpenVINO."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bertjax.mlperf.backend import open_backend
+from tests.models import tiny_config, write_random_model
+
+
+def _logits(backend: str, directory: Path, inputs: tuple[np.ndarray, ...]) -> np.ndarray:
+    opened = open_backend(backend, directory, streams=1, threads=1, longest=inputs[0].shape[1])
+    mask = inputs[1] > 0
+    return np.concatenate([np.asarray(logits)[mask] for logits in opened.infer(*inputs)])
+
+
+@pytest.mark.parametrize("quantized, bound", [(True, 0.02), (False, 1e-5)])
+def test_jax_agrees_with_both_cpu_engines(tmp_path: Path, quantized: bool, bound: float):
+    config = tiny_config(((2, 64), (0, 32), (1, 0), (2, 96)), quantized=quantized)
+    write_random_model(tmp_path / "m", config, seed=11)
+    random = np.random.default_rng(0)
+    mask = (np.arange(33)[None] < np.array([33, 20, 7, 33])[:, None]).astype(np.int64)
+    ids = random.integers(5, config.vocab_size, mask.shape) * mask
+    inputs = (ids, mask, (np.arange(33)[None] > 5) * mask)
+    ours = _logits("jax", tmp_path / "m", inputs)
+    for backend in ("onnxruntime", "openvino"):
+        theirs = _logits(backend, tmp_path / "m", inputs)
+        # A difference of 1e-7 can turn a rounding, so the quantized form is compared by relative L2.
+        assert np.linalg.norm(theirs - ours) / np.linalg.norm(ours) < bound, backend

@@ -1,0 +1,196 @@
+"""The whole chain at a tiny size: what it leaves behind, how it resumes, and what it refuses."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bertjax import modeldir, pipeline, report
+from bertjax.config import count_macs
+from bertjax.data import batching
+from bertjax.errors import UserError
+from bertjax.records import read_metrics
+from bertjax.settings import RunSettings, Scratch
+
+TINY = RunSettings(
+    max_seq=64,
+    max_query=24,
+    teacher_epochs=0.5,
+    teacher_batch_size=16,
+    teacher_learning_rate=1e-3,
+    flops_reduction=3.0,
+    ffn_group=1,
+    importance_examples=40,
+    distill_epochs=0.5,
+    distill_batch_size=16,
+    calibration_examples=20,
+    qat_epochs=0.3,
+    qat_batch_size=16,
+    evaluations=1,
+    scratch=Scratch(
+        paragraphs=(60, 4, 6),
+        vocab_size=300,
+        hidden_size=16,
+        num_layers=2,
+        heads=4,
+        ffn=48,
+        pretrain_steps=4,
+        pretrain_batch_size=8,
+        pretrain_learning_rate=1e-3,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pipeline.Run:
+    settings = dataclasses.replace(TINY, output=str(tmp_path_factory.mktemp("runs") / "tiny"))
+    return pipeline.run_pipeline(settings, "python train/distill.py")
+
+
+def test_a_run_leaves_the_directories_and_the_record_that_others_read(finished: pipeline.Run):
+    folder = finished.folder
+    for name in ("teacher", "student", "student-int8"):
+        modeldir.load_question_answering(folder / name)
+    metrics = read_metrics(folder)
+    assert metrics.keys() >= {"command", "versions", "machine", "seed", "data", "stages"}
+    for name in ("teacher", "pruned", "distilled", "ptq", "int8"):
+        wanted = {"exact_match", "f1", "parameters", "macs", "bytes", "seconds"}
+        assert metrics["stages"][name].keys() == wanted
+    assert metrics["data"]["eval_file"].endswith("eval.json") and metrics["data"]["max_seq"] == 64
+    answers = json.loads((folder / "predictions" / "int8.json").read_text())
+    assert len(answers) == 24
+
+
+def test_the_student_is_small_not_masked(finished: pipeline.Run):
+    teacher, _ = modeldir.load_question_answering(finished.folder / "teacher")
+    student, arrays = modeldir.load_question_answering(finished.folder / "student-int8")
+    assert count_macs(teacher, 64) / count_macs(student, 64) == pytest.approx(3.0, rel=0.02)
+    assert student.quantization.trained and student.quantization.calibration_examples == 20
+    total = sum(value.size for name, value in arrays.items() if not name.endswith("_scale"))
+    assert read_metrics(finished.folder)["stages"]["int8"]["parameters"] == total
+
+
+def test_the_report_is_one_page_with_every_stage(finished: pipeline.Run):
+    page = report.write_report(finished.folder).read_text()
+    assert page.count("<svg") == 2 and "INT8, trained" in page
+    assert "http://" not in page.split("</style>")[1].replace("http://www.w3.org", "").replace("http://purl.org", "")
+    assert report.stage_table(finished.folder).count("\n") == 6
+
+
+def test_interrupted_in_every_stage_it_ends_with_the_same_weights(finished: pipeline.Run, tmp_path: Path, monkeypatch):
+    settings = dataclasses.replace(TINY, output=str(tmp_path / "cut"))
+    plain_collate, plain_observe = batching.collate, pipeline.record_ranges
+    calls, stops = [0], []
+
+    def interrupting(*args, **rest):
+        calls[0] += 1
+        if stops and calls[0] == stops[0]:
+            stops.pop(0)
+            raise KeyboardInterrupt
+        return plain_collate(*args, **rest)
+
+    monkeypatch.setattr(batching, "collate", interrupting)
+    monkeypatch.setattr(pipeline, "record_ranges", _once_interrupted(plain_observe))
+    # Batches are counted over all tries: the 4th falls into fine-tuning, and later ones into the stages after it.
+    stops.extend([4, 10, 14, 22])
+    seen = []
+    for _ in range(12):
+        try:
+            pipeline.run_pipeline(settings, "python train/distill.py")
+            break
+        except KeyboardInterrupt:
+            seen.append(_state(tmp_path / "cut"))
+    assert not stops and len(set(seen)) >= 4
+    for name in ("teacher", "student", "student-int8"):
+        whole = modeldir.read_tensors(finished.folder / name)
+        pieced = modeldir.read_tensors(tmp_path / "cut" / name)
+        for key, value in whole.items():
+            np.testing.assert_array_equal(value, pieced[key], err_msg=f"{name}: {key}")
+
+
+def _once_interrupted(function):
+    left = [1]
+
+    def wrapped(*args, **rest):
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return function(*args, **rest)
+
+    return wrapped
+
+
+def _state(folder: Path) -> tuple[str, ...]:
+    """Which stages' directories are there."""
+    return tuple(name for name, place in pipeline.DIRECTORIES.items() if (folder / place).exists())
+
+
+def test_a_second_call_does_nothing_again(finished: pipeline.Run):
+    before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*.safetensors")}
+    settings = dataclasses.replace(TINY, output=str(finished.folder))
+    pipeline.run_pipeline(settings, "python train/distill.py")
+    assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*.safetensors")}
+
+
+def test_a_directory_with_other_settings_is_refused_and_left_alone(finished: pipeline.Run):
+    before = sorted(finished.folder.rglob("*"))
+    settings = dataclasses.replace(TINY, output=str(finished.folder), seed=7)
+    with pytest.raises(UserError, match="seed was 0 and is now 7"):
+        pipeline.run_pipeline(settings, "python train/distill.py")
+    assert sorted(finished.folder.rglob("*")) == before
+
+
+def _files(finished: pipeline.Run) -> dict[str, str]:
+    corpus = finished.folder / "corpus"
+    return {f"{name}_file": str(corpus / f"{name}.json") for name in ("train", "val", "eval")}
+
+
+def test_a_finished_teacher_is_taken_as_it_is_and_stages_can_be_left_out(finished: pipeline.Run, tmp_path: Path):
+    settings = dataclasses.replace(
+        TINY,
+        output=str(tmp_path / "r"),
+        scratch=None,
+        teacher=str(finished.folder / "teacher"),
+        skip=("prune", "distill", "qat", "evaluate"),
+        **_files(finished),
+    )
+    run = pipeline.run_pipeline(settings, "python train/distill.py")
+    teacher = modeldir.read_tensors(finished.folder / "teacher")
+    student = modeldir.read_tensors(run.folder / "student-int8")
+    for name, value in teacher.items():
+        np.testing.assert_array_equal(student[name], value)
+    assert "f1" not in read_metrics(run.folder)["stages"]["int8"]
+
+
+@pytest.mark.parametrize(
+    "change, told",
+    [
+        ({"flops_reduction": 100.0}, "--flops-reduction 100"),
+        ({"teacher": "/no/such/folder"}, "--teacher /no/such/folder: no such folder"),
+        ({"eval_file": "/no/such/file.json"}, "/no/such/file.json: no such file"),
+        ({"eval_file": None}, "--eval-file"),
+        ({"max_seq": 600}, "positions"),
+    ],
+)
+def test_wrong_input_is_told_in_one_line(finished: pipeline.Run, tmp_path: Path, change: dict, told: str):
+    given = {"scratch": None, "teacher": str(finished.folder / "teacher"), "skip": ("evaluate",)} | _files(finished)
+    settings = dataclasses.replace(TINY, output=str(tmp_path / "r"), **(given | change))
+    with pytest.raises(UserError, match=told) as caught:
+        pipeline.run_pipeline(settings, "python train/distill.py")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "r" / "student").exists()
+
+
+def test_a_checkpoint_of_another_shape_is_told_by_tensor(finished: pipeline.Run, tmp_path: Path):
+    config, arrays = modeldir.load_question_answering(finished.folder / "teacher")
+    wrong = dataclasses.replace(config, max_position_embeddings=99)
+    modeldir.save(tmp_path / "t", wrong, arrays, tokenizer_from=finished.folder / "teacher")
+    settings = dataclasses.replace(
+        TINY, output=str(tmp_path / "r"), scratch=None, teacher=str(tmp_path / "t"), **_files(finished)
+    )
+    with pytest.raises(UserError, match=r"position_embeddings.weight is \[64, 16\], wanted \[99, 16\]"):
+        pipeline.run_pipeline(settings, "python train/distill.py")

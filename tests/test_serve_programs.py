@@ -1,0 +1,101 @@
+"""The programs under serve/, as a person calls them."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.mlperf.conftest import squad
+from tests.models import tiny_config, write_random_model
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A working folder with one finished run: what `python train/distill.py` leaves."""
+    folder = tmp_path_factory.mktemp("work")
+    run = folder / "runs" / "demo"
+    write_random_model(run / "student-int8", tiny_config(), seed=1)
+    (run / "eval.json").write_text(json.dumps(squad(8)))
+    data = {"eval_file": "runs/demo/eval.json", "max_seq": 128, "doc_stride": 64, "max_query": 32}
+    (run / "metrics.json").write_text(json.dumps({"data": data, "stages": {"teacher": {"f1": 5.0}}}))
+    return folder
+
+
+def call(folder, program, *arguments):
+    command = [sys.executable, ROOT / "serve" / program, *arguments]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
+
+
+def test_loadgen_serves_the_newest_student_and_records_it(folder):
+    done = call(folder, "loadgen.py", "--scenario", "Offline", "--duration", "0.5", "--backend", "onnxruntime")
+    assert done.returncode == 0, done.stderr
+    assert "Samples per second" in done.stdout and "Model    : student-int8" in done.stdout
+    record = json.loads((folder / "runs/demo/metrics.json").read_text())["loadgen"]["student-int8"]["Offline"]
+    assert record["performance"]["samples_per_second"] > 0
+    assert (folder / record["performance"]["logs"] / "mlperf_log_detail.txt").exists()
+
+
+def test_audit_passes_and_misses_its_gate(folder):
+    arguments = ["--benchmarks=bert", "--scenarios=Offline", "--test_mode=AccuracyOnly", "--backend=onnxruntime"]
+    done = call(folder, "audit.py", *arguments, "--config_ver=default")
+    assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
+    done = call(folder, "audit.py", *arguments, "--config_ver=high_accuracy", "--reference-f1=101")
+    assert done.returncode == 1 and "wanted 100.899" in done.stdout and "gate high_accuracy missed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "told"),
+    [
+        ("loadgen.py", ["--data", "nowhere.json"], "nowhere.json: no such file"),
+        ("loadgen.py", ["--scenario", "Onffline"], "--scenario Onffline"),
+        ("loadgen.py", ["--model", "nowhere"], "nowhere/config.json: no such file"),
+        ("loadgen.py", ["--model", "untokenized"], "untokenized: no tokenizer.json"),
+        ("loadgen.py", ["--max-seq", "1024"], "--max-seq 1024"),
+        ("audit.py", ["--scenarios=Offline,Sever"], "--scenario Sever"),
+        ("audit.py", ["--config_ver=fast"], "--config_ver=fast"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(folder, program, arguments, told):
+    if "untokenized" in arguments:
+        shutil.copytree(folder / "runs/demo/student-int8", folder / "untokenized")
+        (folder / "untokenized/vocab.txt").unlink()
+        arguments = [*arguments, "--data", "runs/demo/eval.json"]
+    done = call(folder, program, *arguments)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def _children(parent):
+    found = subprocess.run(["ps", "-o", "pid=,ppid=", "-e"], capture_output=True, text=True, check=True).stdout
+    return [int(pid) for pid, owner in (line.split() for line in found.splitlines()) if int(owner) == parent]
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
+def test_an_official_run_ends_within_seconds_and_leaves_no_process(folder, tmp_path, how):
+    command = [sys.executable, ROOT / "serve" / "loadgen.py", "--scenario", "Server", "--duration", "600"]
+    command += ["--target-qps", "50", "--backend", "onnxruntime", "--logs", tmp_path]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "Server" / "PerformanceOnly" / "mlperf_log_detail.txt"
+    wait_until(log.exists)
+    (child,) = _children(process.pid)
+    process.send_signal(how)
+    process.wait(timeout=10)
+    assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
+    wait_until(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+def wait_until(condition, seconds=30.0):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited in vain"
+        time.sleep(0.05)

@@ -1,0 +1,158 @@
+"""The teacher's outputs on disk, the losses, and the batches that training reads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax.data.batching import plan_epoch, plan_inference
+from bertjax.data.dataset import from_examples
+from bertjax.data.features import WindowSettings
+from bertjax.data.squad import Answer, Example
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.errors import WorkFailed
+from bertjax.evaluation import Evaluator
+from bertjax.model import BertForQuestionAnswering, SpanOutput, bind, init_params
+from bertjax.training.distill import DistillSettings, distill
+from bertjax.training.finetune import batch_maker
+from bertjax.training.loop import TrainSettings
+from bertjax.training.losses import hidden_state_distance, soft_span_cross_entropy, span_cross_entropy
+from bertjax.training.teacher import Teacher, default_layer_map, make_targets
+from tests.models import tiny_config, write_random_model
+
+CONFIG = tiny_config(quantized=False)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model") / "m"
+    write_random_model(folder, CONFIG, seed=0)
+    words = ["king", "river", "city"]
+    examples = []
+    for index in range(12):
+        context = " ".join(words[(index + i) % 3] for i in range(5 + index))
+        examples.append(
+            Example(id=str(index), question="who", context=context, answers=(Answer(text=context.split()[0], start=0),))
+        )
+    return from_examples(examples, load_tokenizer(folder), WindowSettings(max_seq=40, max_query=8))
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    return Teacher(config=CONFIG, params=init_params(BertForQuestionAnswering, CONFIG, seed=5), layer_map=(1, 2))
+
+
+def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
+    make_batch = batch_maker(dataset, CONFIG, batch_size=4, seed=0)
+    fresh = make_targets(teacher, dataset, cache=None)
+    first = make_targets(teacher, dataset, cache=tmp_path)
+    for step in range(3):
+        first(make_batch(step))
+    again = make_targets(teacher, dataset, cache=tmp_path)
+    for step in range(3):
+        batch = make_batch(step)
+        wanted, found, mask = fresh(batch), again(batch), batch["attention_mask"] > 0
+        np.testing.assert_array_equal(found["teacher_start"][mask], wanted["teacher_start"][mask])
+        np.testing.assert_array_equal(found["teacher_end"][mask], wanted["teacher_end"][mask])
+        np.testing.assert_array_equal(found["teacher_hidden"][:, mask], wanted["teacher_hidden"][:, mask])
+
+
+def test_a_cache_larger_than_the_disk_is_told(tmp_path: Path, dataset, teacher, monkeypatch):
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: shutil._ntuple_diskusage(100, 100, 0))
+    with pytest.raises(WorkFailed, match="disk is full"):
+        make_targets(teacher, dataset, cache=tmp_path)
+
+
+def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset, teacher):
+    student = init_params(BertForQuestionAnswering, CONFIG, seed=6)
+    targets = make_targets(teacher, dataset, cache=None)
+    batch = targets(batch_maker(dataset, CONFIG, batch_size=12, seed=0)(0))
+
+    def distance(params: dict) -> float:
+        module = bind(BertForQuestionAnswering, CONFIG, params)
+        output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
+        return float(
+            hidden_state_distance(output.hidden_states[2], batch["teacher_hidden"][1], batch["attention_mask"])
+        )
+
+    trained = distill(
+        config=CONFIG,
+        params=student,
+        layer_map=teacher.layer_map,
+        targets=targets,
+        dataset=dataset,
+        validation=dataset,
+        batch_size=4,
+        distillation=DistillSettings(),
+        settings=TrainSettings(steps=40, learning_rate=3e-3),
+        folder=tmp_path,
+        label="distill",
+    )
+    assert distance(trained) < 0.5 * distance(student)
+
+
+def test_the_evaluator_gives_the_models_own_logits_for_every_window(dataset, teacher):
+    found = Evaluator(CONFIG, dataset)(teacher.params)
+    assert found.answers.keys() == {example.id for example in dataset.examples}
+    window = dataset.windows[7]
+    ids = window.input_ids[None]
+    types = (np.arange(len(window)) >= window.context_start).astype(np.int32)[None]
+    alone = bind(BertForQuestionAnswering, CONFIG, teacher.params)(ids, np.ones_like(ids), types)
+    np.testing.assert_allclose(found.start_logits[7], alone.start_logits[0], atol=1e-5)
+    np.testing.assert_allclose(found.end_logits[7], alone.end_logits[0], atol=1e-5)
+
+
+def _output(logits: np.ndarray) -> SpanOutput:
+    return SpanOutput(start_logits=jnp.asarray(logits), end_logits=jnp.asarray(logits), hidden_states=())
+
+
+def test_soft_loss_is_zero_for_the_teachers_own_logits_and_ignores_padding():
+    logits, mask = np.array([[1.0, 2.0, -1.0, 7.0]]), np.array([[1, 1, 1, 0]])
+    other = np.array([[1.0, 2.0, -1.0, -3.0]])
+    assert float(soft_span_cross_entropy(_output(logits), other, other, mask, 2.0)) == pytest.approx(0.0, abs=1e-6)
+    p, q = np.array([0.7, 0.3]), np.array([0.5, 0.5])
+    found = soft_span_cross_entropy(
+        _output(2 * np.log(q)[None]), 2 * np.log(p)[None], 2 * np.log(p)[None], np.ones((1, 2)), 2.0
+    )
+    assert float(found) == pytest.approx(4 * float((p * np.log(p / q)).sum()), rel=1e-4)
+
+
+def test_span_loss_is_the_mean_of_both_ends():
+    logits, mask = np.log(np.array([[0.5, 0.25, 0.25]])), np.ones((1, 3))
+    found = span_cross_entropy(_output(logits), mask, np.array([0]), np.array([1]))
+    assert float(found[0]) == pytest.approx(-(np.log(0.5) + np.log(0.25)) / 2)
+
+
+def test_the_layer_map_ends_each_third():
+    assert default_layer_map(24) == (8, 16, 24)
+    assert default_layer_map(4) == (1, 3, 4)
+    assert default_layer_map(1) == (1,)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(3, 384), min_size=1, max_size=200), batch=st.integers(1, 16), seed=st.integers(0, 99)
+)
+def test_an_epoch_holds_every_window_in_batches_of_one_size(lengths: list[int], batch: int, seed: int):
+    lengths = np.array(lengths)
+    plans = plan_epoch(lengths, batch_size=batch, multiple=32, longest=384, seed=seed, epoch=0)
+    assert {len(plan.rows) for plan in plans} == {batch}
+    assert set(np.concatenate([plan.rows for plan in plans])) == set(range(len(lengths)))
+    assert all(lengths[plan.rows].max() <= plan.length <= 384 for plan in plans)
+
+
+@settings(max_examples=40, deadline=None)
+@given(lengths=st.lists(st.integers(3, 384), min_size=1, max_size=200), tokens=st.integers(64, 4096))
+def test_inference_batches_hold_every_window_once(lengths: list[int], tokens: int):
+    lengths = np.array(lengths)
+    plans = plan_inference(lengths, tokens=tokens, multiple=16, longest=384)
+    assert sorted(np.concatenate([plan.rows for plan in plans])) == list(range(len(lengths)))
+    assert all(lengths[plan.rows].max() <= plan.length for plan in plans)
+    assert all(len(plan.rows) == 1 or len(plan.rows) * plan.length <= tokens for plan in plans)

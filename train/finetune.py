@@ -1,0 +1,76 @@
+"""Fine-tune a pretrained encoder on SQuAD v1.1 files into a QA model directory.
+
+    python train/finetune.py --encoder DIR --train-file train.json.gz --val-file val.json.gz --output runs/teacher
+
+The best weights by F1 on the validation file are kept. Run the same command again to continue an interrupted run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from pathlib import Path
+
+from bertjax.errors import UserError
+from bertjax.programs import add_setting_flags, run
+from bertjax.settings import RunSettings
+
+FLAGS = [
+    "output",
+    "encoder",
+    "train_file",
+    "val_file",
+    "train_questions",
+    "val_questions",
+    "max_seq",
+    "doc_stride",
+    "max_query",
+    "hidden_dropout",
+    "attention_dropout",
+    "teacher_epochs",
+    "teacher_batch_size",
+    "teacher_learning_rate",
+    "evaluations",
+    "dtype",
+    "seed",
+]
+
+
+def parse() -> RunSettings:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_setting_flags(parser, FLAGS)
+    given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
+    for flag in ("output", "encoder", "train_file"):
+        if flag not in given:
+            raise UserError(f"--{flag.replace('_', '-')}: not given; see --help")
+    # Nothing is reported on the evaluation file here; naming the training file lets the settings be checked as one.
+    return dataclasses.replace(RunSettings(eval_file=given["train_file"]), **given)
+
+
+def main() -> None:
+    settings = parse()
+    import numpy as np  # JAX and what needs it are imported only once the flags are right
+
+    from bertjax import inputs, modeldir
+    from bertjax.data.download import model_directory
+    from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.evaluation import Evaluator
+    from bertjax.pipeline import fine_tune_encoder
+
+    output, encoder = Path(settings.output), model_directory(settings.encoder, "--encoder")
+    if output.exists():
+        raise UserError(f"{output}: is already there; give another --output")
+    files, tokenizer = inputs.resolve_files(settings), load_tokenizer(encoder)
+    train, validation = inputs.load_training(settings, files, tokenizer)
+    work = output.with_name(f"{output.name}.work")
+    config, params = fine_tune_encoder(settings, encoder, train, validation, work)
+    arrays = {name: np.asarray(value) for name, value in params.items()}
+    modeldir.save(output, config, arrays, tokenizer_from=encoder)
+    shutil.rmtree(work)
+    score = Evaluator(config, validation)(params).score
+    print(f"{output}: exact match {score.exact_match:.2f}, F1 {score.f1:.2f} on the validation part")
+
+
+if __name__ == "__main__":
+    run(main)
