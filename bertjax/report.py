@@ -61,7 +61,7 @@ def _stage_row(label: str, figures: dict[str, Any], teacher: dict[str, Any]) -> 
 def _loadgen_rows(metrics: dict[str, Any]) -> list[list[str]]:
     served = metrics.get("loadgen", {})
     rows = []
-    for model, scenarios in served.items():
+    for model, scenarios in sorted(served.items(), key=lambda item: item[0] == STUDENT):  # the student last
         found = {name: entry["performance"] for name, entry in scenarios.items() if "performance" in entry}
         if not found:
             continue

@@ -18,7 +18,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Path, help="model directory (default: the newest run's INT8 student)")
     parser.add_argument("--batch", type=_range, default=(1, 8, 32), help="least,optimal,most (default 1,8,32)")
-    parser.add_argument("--seq", type=_range, default=(64, 192, 384), help="likewise, in tokens (default 64,192,384)")
+    parser.add_argument("--seq", type=_range, help="likewise, in tokens (default 64,192,384, within the model's own)")
     parser.add_argument(
         "--compute-capability", help="of the target GPU (default: the GPU here; without one 8.9, an L4)"
     )
@@ -33,9 +33,10 @@ def main() -> None:
     from bertjax.tensorrt.export import export_engine
 
     model = options.model or newest_student()
+    positions = BertConfig.from_json(model / "config.json").max_position_embeddings
     settings = BuildSettings(
         batch=options.batch,
-        seq=options.seq,
+        seq=options.seq or tuple(min(tokens, positions) for tokens in (64, 192, 384)),
         compute_capability=options.compute_capability,
         workspace_bytes=options.workspace_mib << 20,
     )
