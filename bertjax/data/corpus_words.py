@@ -32,8 +32,8 @@ _PLACE_STARTS = (
 )
 _PLACE_ENDS = (
     "bay borough bridge brook burn bury by church cliff combe cote cross dale den field firth ford gate grove ham "
-    "haven heath hill holt hurst land leigh low marsh mere minster mouth pool port ridge side stead ton view ville wick wood "
-    "worth"
+    "haven heath hill holt hurst land leigh low marsh mere minster mouth pool port ridge side stead ton view ville "
+    "wick wood worth"
 )
 _MONTHS = "January February March April May June July August September October November December"
 

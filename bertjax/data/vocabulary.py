@@ -26,19 +26,21 @@ def write_vocabulary(directory: Path, texts: Iterable[str], *, vocab_size: int) 
     Raises:
       UserError, WorkFailed: the directory cannot be written.
     """
-    tokenizer = BertWordPieceTokenizer(lowercase=True)
+    # The trainer numbers inner characters in the order in which it happens to meet them, and breaks ties by number.
+    # Given beforehand, as if they were special tokens, they always come in the same order.
     letters = sorted(set(_PRINTABLE.lower()))
-    # WordPiece learns an inner character only where a word holds it, so show each one inside a word.
-    alphanumeric = [letter for letter in letters if letter.isalnum()]
-    spelling = [f"{alphanumeric[0]}{letter}" for letter in alphanumeric]
-    tokenizer.train_from_iterator(
-        [*texts, *spelling],
+    inner = [f"##{letter}" for letter in letters if letter.isalnum()]
+    trained = BertWordPieceTokenizer(lowercase=True)
+    trained.train_from_iterator(
+        texts,
         vocab_size=vocab_size,
         min_frequency=2,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=[*SPECIAL_TOKENS, *inner],
         initial_alphabet=letters,
         show_progress=False,
     )
+    vocabulary = trained.get_vocab()
+    tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)  # anew: here those pieces are ordinary ones
     with write_aside(directory) as aside:
         tokenizer.save_model(str(aside))
         tokenizer.save(str(aside / "tokenizer.json"))
