@@ -150,11 +150,13 @@ class SelfAttention(nnx.Module):
         if self.input_scale is not None:
             x = quantize_activation(x, self.input_scale[...])
         split = (*x.shape[:2], self.heads, self.head_size)
-        query, key, value = (dense(x).reshape(split) for dense in (self.query, self.key, self.value))
-        scores = jnp.einsum("bqhd,bkhd->bhqk", query, key) / np.sqrt(self.head_size).astype(x.dtype)
+        query, key, value = (
+            dense(x).reshape(split).transpose(0, 2, 1, 3) for dense in (self.query, self.key, self.value)
+        )
+        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(self.head_size).astype(x.dtype)
         weights = jax.nn.softmax(scores.astype(jnp.float32) + context.bias, axis=-1).astype(x.dtype)
         weights = context.dropout(weights, self.dropout, 3 * index)
-        mixed = jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value).transpose(0, 2, 1, 3)
         if context.gates is not None:
             mixed = mixed * context.gates.heads[index][:, None, :, None]
         return mixed.reshape(*x.shape[:2], -1)

@@ -17,6 +17,7 @@ from bertjax.errors import UserError, WorkFailed
 from bertjax.fakequant import fake_quantize, weight_scale
 from bertjax.model import BertForMaskedLM, BertForQuestionAnswering, bind, init_params, jit_logits, load
 from bertjax.tensors import count_parameters, question_answering_shapes
+from bertjax.training.losses import span_cross_entropy
 from tests.models import tiny_config, write_random_model
 
 
@@ -72,6 +73,35 @@ def test_bert_large_shape_matches_transformers():
     }
     assert count_parameters(config) == sum(value.size for value in params.values()) == 334_094_338
     _compare_with_transformers(config, params, length=16)
+
+
+def test_gradients_match_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = BertConfig.dense(vocab_size=50, hidden_size=32, num_layers=2, heads=2, ffn=64, max_position_embeddings=32)
+    params = init_params(BertForQuestionAnswering, config, seed=0)
+    params = {name: value * 5 if value.ndim == 2 else value for name, value in params.items()}
+    ids, mask, types = _inputs(50, 4, 12)
+    starts, ends = np.array([1, 3, 5, 2]), np.array([2, 4, 5, 4])
+
+    def loss(params: dict) -> jax.Array:
+        output = bind(BertForQuestionAnswering, config, params)(ids, mask, types)
+        return span_cross_entropy(output, mask, starts, ends).mean()
+
+    ours = jax.jit(jax.grad(loss))(params)
+    shape = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    theirs = transformers.BertConfig(**shape, max_position_embeddings=32, attn_implementation="eager")
+    model = transformers.BertForQuestionAnswering(theirs).eval()
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in params.items()}, strict=False)
+    output = model(*(torch.from_numpy(array).long() for array in (ids, mask, types)))
+    parts = []
+    for logits, labels in ((output.start_logits, starts), (output.end_logits, ends)):
+        real = logits.masked_fill(torch.from_numpy(mask == 0), -1e4)
+        parts.append(torch.nn.functional.cross_entropy(real, torch.from_numpy(labels)))
+    (sum(parts) / 2).backward()
+    for name, parameter in model.named_parameters():
+        kept = slice(1 if "word_embeddings" in name else 0, None)  # PyTorch leaves [PAD]'s own row out of training
+        np.testing.assert_allclose(ours[name][kept], parameter.grad.numpy()[kept], atol=1e-5, err_msg=name)
 
 
 def test_the_real_encoder_matches_transformers(minilm: Path):

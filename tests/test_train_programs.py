@@ -1,0 +1,122 @@
+"""The training programs as a person calls them: exit codes, one-line errors, and a chain of two."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from bertjax import modeldir
+from bertjax.data.corpus import write_corpus
+from bertjax.presets import PRESETS
+from bertjax.tensors import masked_lm_head_shapes
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _call(*arguments: str, cwd: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *arguments], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def _program(name: str) -> str:
+    return str(ROOT / "train" / name)
+
+
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["distill.py", "--preset", "huge"], "--preset huge: unknown; there are demo, minilm, wwm-large"),
+        (["finetune.py", "--output", "x"], "--encoder: not given"),
+        (["pretrain.py", "--text-file", "none.txt", "--output", "x", "--hidden", "30", "--heads", "4"], "--hidden 30"),
+    ],
+)
+def test_wrong_flags_are_told_in_one_line_with_exit_code_2(tmp_path: Path, arguments: list[str], told: str):
+    done = _call(_program(arguments[0]), *arguments[1:], cwd=tmp_path)
+    assert done.returncode == 2 and told in done.stderr and done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["distill.py", "finetune.py", "pretrain.py"])
+def test_help_answers(tmp_path: Path, name: str):
+    done = _call(_program(name), "--help", cwd=tmp_path)
+    assert done.returncode == 0 and "--output" in done.stdout
+
+
+def test_every_preset_tells_its_command():
+    for name, preset in PRESETS.items():
+        assert "Command: `python train/distill.py" in preset.__doc__, name
+        assert preset().output == f"runs/{name}"
+
+
+def test_pretraining_leads_to_finetuning(tmp_path: Path):
+    files = write_corpus(tmp_path / "corpus", seed=0, train=30, val=4, evaluation=4)
+    shape = [
+        "--layers",
+        "1",
+        "--hidden",
+        "16",
+        "--heads",
+        "2",
+        "--ffn",
+        "32",
+        "--vocab-size",
+        "300",
+        "--max-seq",
+        "64",
+        "--steps",
+        "4",
+        "--batch-size",
+        "8",
+    ]
+    done = _call(_program("pretrain.py"), "--text-file", str(files.train), "--output", "encoder", *shape, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    config, _ = modeldir.load_encoder(tmp_path / "encoder")
+    assert masked_lm_head_shapes(config).keys() <= modeldir.read_tensors(tmp_path / "encoder").keys()
+    flags = [
+        "--max-seq",
+        "64",
+        "--max-query",
+        "24",
+        "--teacher-epochs",
+        "0.2",
+        "--teacher-batch-size",
+        "8",
+        "--evaluations",
+        "1",
+    ]
+    sources = ["--encoder", "encoder", "--train-file", str(files.train), "--val-file", str(files.val)]
+    done = _call(_program("finetune.py"), *sources, *flags, "--output", "teacher", cwd=tmp_path)
+    assert done.returncode == 0 and "F1" in done.stdout, done.stderr
+    modeldir.load_question_answering(tmp_path / "teacher")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "encoder", "teacher"]
+
+
+def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path):
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        [sys.executable, _program("distill.py"), "--output", "r"],
+        cwd=tmp_path,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "r" / "work" / "pretrain" / "tokenizer").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1.0)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=120)
+    assert process.returncode == 130, told
+    assert "the same command continues" in told and "Traceback" not in told
+    assert json.loads((tmp_path / "r" / "settings.json").read_text())["output"] == "r"
+    assert not (tmp_path / "r" / "teacher").exists()

@@ -1,0 +1,153 @@
+"""Masked-LM pre-training: what it reads, that it learns, and that a checkpoint's own head is kept."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tokenizers import Tokenizer
+
+from bertjax import modeldir, scratch
+from bertjax.config import BertConfig
+from bertjax.data.masking import Vocabulary
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.vocabulary import write_vocabulary
+from bertjax.errors import UserError
+from bertjax.model import BertForMaskedLM, bind
+from bertjax.tensors import masked_lm_head_shapes
+from bertjax.training.loop import TrainSettings
+from bertjax.training.pretrain import _batch_maker, pretrain, read_corpus, read_texts
+
+TEXT = "the red fox runs\nto the hill\n\n\nthe old fox sleeps\n"
+
+
+@pytest.fixture
+def tokenizer(tmp_path: Path) -> Tokenizer:
+    write_vocabulary(tmp_path / "tokenizer", [TEXT] * 5, vocab_size=200)
+    return load_tokenizer(tmp_path / "tokenizer")
+
+
+@pytest.fixture
+def squad_file(tmp_path: Path) -> Path:
+    """One context with two questions."""
+    context = "the red fox runs"
+    questions = [
+        {"id": str(i), "question": q, "answers": [{"text": "fox", "answer_start": 8}]}
+        for i, q in enumerate(("who runs", "who is red"))
+    ]
+    path = tmp_path / "squad.json"
+    path.write_text(json.dumps({"data": [{"paragraphs": [{"context": context, "qas": questions}]}]}))
+    return path
+
+
+def _words(tokenizer: Tokenizer, row: np.ndarray) -> str:
+    return tokenizer.decode(row.tolist(), skip_special_tokens=False)
+
+
+def test_text_is_split_at_empty_lines_and_long_paragraphs_are_cut(tmp_path: Path, tokenizer: Tokenizer):
+    (tmp_path / "text.txt").write_text(TEXT)
+    corpus = read_corpus(tmp_path / "text.txt", tokenizer, max_seq=32, questions=False)
+    wanted = ["[CLS] the red fox runs to the hill [SEP]", "[CLS] the old fox sleeps [SEP]"]
+    assert [_words(tokenizer, row) for row in corpus.rows] == wanted
+    cut = read_corpus(tmp_path / "text.txt", tokenizer, max_seq=6, questions=False)
+    assert cut.lengths.max() <= 6
+    assert [i for row in cut.rows for i in row[1:-1]] == [i for row in corpus.rows for i in row[1:-1]]
+
+
+def test_a_squad_file_gives_each_context_once_or_each_question_with_it(squad_file: Path, tokenizer: Tokenizer):
+    contexts = read_corpus(squad_file, tokenizer, max_seq=32, questions=False)
+    assert [_words(tokenizer, row) for row in contexts.rows] == ["[CLS] the red fox runs [SEP]"]
+    pairs = read_corpus(squad_file, tokenizer, max_seq=32, questions=True)
+    assert len(pairs.rows) == 2
+    for row, second in zip(pairs.rows, pairs.seconds, strict=True):
+        assert _words(tokenizer, row[second:]) == "the red fox runs [SEP]"
+    assert read_texts(squad_file) == ["who runs", "the red fox runs", "who is red"]
+
+
+def test_every_epoch_masks_anew_and_a_step_always_the_same(squad_file: Path, tokenizer: Tokenizer):
+    corpus = read_corpus(squad_file, tokenizer, max_seq=32, questions=True)
+    make = lambda: _batch_maker(corpus, Vocabulary.of(tokenizer), batch_size=2, seed=0)  # noqa: E731
+    first, again = make(), make()
+    assert len({first(step)["positions"].tobytes() for step in range(20)}) > 3
+    for name, value in first(7).items():
+        np.testing.assert_array_equal(value, again(7)[name])
+    batch, row_types = (
+        first(0),
+        sorted(len(row) - second for row, second in zip(corpus.rows, corpus.seconds, strict=True)),
+    )
+    assert sorted(batch["token_type_ids"].sum(axis=1)) == row_types
+
+
+@pytest.mark.parametrize(
+    ("content", "questions", "told"),
+    [
+        (None, False, "no such file"),
+        (" \n\n", False, "holds no text"),
+        (TEXT, True, "SQuAD"),
+        (b"\xff", False, "UTF-8"),
+    ],
+)
+def test_wrong_text_is_told(tmp_path: Path, tokenizer: Tokenizer, content, questions: bool, told: str):
+    path = tmp_path / "text.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=rf"text\.txt: .*{told}"):
+        read_corpus(path, tokenizer, max_seq=32, questions=questions)
+
+
+def test_it_learns_what_the_neighbours_tell(tmp_path: Path, tokenizer: Tokenizer):
+    """Of two sentences that differ throughout, each masked word follows from the others."""
+    (tmp_path / "text.txt").write_text("red fox runs\n\nold hill sleeps\n")
+    corpus = read_corpus(tmp_path / "text.txt", tokenizer, max_seq=16, questions=False)
+    config = _config(tokenizer)
+    params = pretrain(
+        config=config,
+        params=scratch.fan_in_params(config, seed=0),
+        corpus=corpus,
+        tokenizer=tokenizer,
+        batch_size=8,
+        settings=TrainSettings(steps=150, learning_rate=3e-3),
+        folder=tmp_path / "work",
+    )
+    module, mask_id = bind(BertForMaskedLM, config, params), tokenizer.token_to_id("[MASK]")
+    for row in corpus.rows:
+        ids = np.array(row)[None]
+        position = np.array([[len(row) - 2]], np.int32)
+        read = ids.copy()
+        read[0, position[0]] = mask_id
+        logits = jax.jit(lambda *x: module(*x))(read, np.ones_like(ids), np.zeros_like(ids), position)
+        assert int(jnp.argmax(logits[0, 0])) == ids[0, position[0, 0]]
+
+
+def test_a_checkpoints_own_head_is_kept_and_a_missing_one_is_drawn(tmp_path: Path, tokenizer: Tokenizer):
+    config = _config(tokenizer)
+    arrays = {name: np.asarray(value) for name, value in scratch.fan_in_params(config, seed=4).items()}
+    head = masked_lm_head_shapes(config)
+    arrays["cls.predictions.bias"] = np.arange(config.vocab_size, dtype=np.float32)
+    modeldir.save(tmp_path / "with", config, arrays, tokenizer_from=tmp_path / "tokenizer")
+    _, params = scratch.masked_lm_from_encoder(tmp_path / "with", seed=0)
+    assert params.keys() == arrays.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(params[name], value)
+    bare = {name: value for name, value in arrays.items() if name not in head}
+    modeldir.save(tmp_path / "without", config, bare, tokenizer_from=tmp_path / "tokenizer")
+    _, params = scratch.masked_lm_from_encoder(tmp_path / "without", seed=0)
+    assert {name: params[name].shape for name in head} == head
+    assert not np.asarray(params["cls.predictions.bias"]).any()
+
+
+def _config(tokenizer: Tokenizer) -> BertConfig:
+    return BertConfig.dense(
+        vocab_size=tokenizer.get_vocab_size(),
+        hidden_size=16,
+        num_layers=1,
+        heads=2,
+        ffn=32,
+        max_position_embeddings=32,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+    )
