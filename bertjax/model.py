@@ -56,6 +56,10 @@ class Context:
     observe: Observer | None = None
     dropout_key: jax.Array | None = None
 
+    def tell(self, name: str, x: jax.Array) -> None:
+        if self.observe is not None:
+            self.observe(name, x)
+
     def dropout(self, x: jax.Array, rate: float, place: int) -> jax.Array:
         if self.dropout_key is None or rate == 0.0:
             return x
@@ -65,6 +69,11 @@ class Context:
 
 class Scale(nnx.Variable):
     """An INT8 scale, float32."""
+
+
+def mask_bias(attention_mask: jax.Array) -> jax.Array:
+    """What is added to attention scores, float32 [B, 1, 1, S], for int32 [B, S] with 1 for tokens."""
+    return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, MASKED)
 
 
 def _normal(key: jax.Array, shape: tuple[int, ...]) -> nnx.Param:
@@ -200,20 +209,30 @@ class Layer(nnx.Module):
         self.output = BlockOutput(config, shape.ffn, rngs=rngs)
 
     def __call__(self, x: jax.Array, context: Context, index: int) -> jax.Array:
-        observe = context.observe or (lambda name, value: None)
-        prefix, mixed, units = f"bert.encoder.layer.{index}", None, None
-        if self.attention.self is not None:
-            observe(f"{prefix}.attention.self.input_scale", x)
-            mixed = self.attention.self(x, context, index)  # [B, S, H d]
-            observe(f"{prefix}.attention.output.dense.input_scale", mixed)
-        x = self.attention.output(mixed, x, context, 3 * index + 1)
-        if self.intermediate is not None:
-            observe(f"{prefix}.intermediate.dense.input_scale", x)
-            units = jax.nn.gelu(self.intermediate.dense(x), approximate=False)  # [B, S, F]
-            if context.gates is not None:
-                units = units * context.gates.ffn[index][:, None, :]
-            observe(f"{prefix}.output.dense.input_scale", units)
-        return self.output(units, x, context, 3 * index + 2)
+        x = self.attention.output(self.mix(x, context, index), x, context, 3 * index + 1)
+        return self.output(self.widen(x, context, index), x, context, 3 * index + 2)
+
+    def mix(self, x: jax.Array, context: Context, index: int) -> jax.Array | None:
+        """The attention block up to its output projection, [B, S, H d]; None where it is gone."""
+        if self.attention.self is None:
+            return None
+        name = f"bert.encoder.layer.{index}.attention"
+        context.tell(f"{name}.self.input_scale", x)
+        mixed = self.attention.self(x, context, index)
+        context.tell(f"{name}.output.dense.input_scale", mixed)
+        return mixed
+
+    def widen(self, x: jax.Array, context: Context, index: int) -> jax.Array | None:
+        """The FFN block up to its output projection, [B, S, F]; None where it is gone."""
+        if self.intermediate is None:
+            return None
+        name = f"bert.encoder.layer.{index}"
+        context.tell(f"{name}.intermediate.dense.input_scale", x)
+        units = jax.nn.gelu(self.intermediate.dense(x), approximate=False)
+        if context.gates is not None:
+            units = units * context.gates.ffn[index][:, None, :]
+        context.tell(f"{name}.output.dense.input_scale", units)
+        return units
 
 
 class Encoder(nnx.Module):
@@ -246,8 +265,7 @@ class Bert(nnx.Module):
         Args:
           input_ids, attention_mask, token_type_ids: int32 [B, S].
         """
-        bias = jnp.where(attention_mask[:, None, None, :] > 0, 0.0, MASKED)
-        context = Context(bias=bias, gates=gates, observe=observe, dropout_key=dropout_key)
+        context = Context(bias=mask_bias(attention_mask), gates=gates, observe=observe, dropout_key=dropout_key)
         x = self.embeddings(input_ids, token_type_ids).astype(self.dtype)
         states = [context.dropout(x, self.dropout, 3 * len(self.encoder.layer))]
         for index, layer in enumerate(self.encoder.layer):

@@ -28,6 +28,7 @@ from bertjax.evaluation import Evaluator
 from bertjax.model import BertForQuestionAnswering, Params, init_params
 from bertjax.pruning import importance as fisher
 from bertjax.pruning.picture import draw_kept, kept_table
+from bertjax.pruning.repair import Model, repair
 from bertjax.pruning.search import search
 from bertjax.pruning.surgery import cut
 from bertjax.quantization.calibrate import quantize, record_ranges
@@ -259,7 +260,16 @@ def _prune(run: Run) -> None:
         student = dataclasses.replace(student, hidden_dropout=0.0, attention_dropout=0.0)
         print(kept_table(config, student))
         draw_kept(run.folder / "pruning.svg", config, student)
-        run.save("pruned", student, arrays)
+        kept = {name: jnp.asarray(value) for name, value in arrays.items()}
+        if run.settings.repair_examples:
+            kept = repair(
+                Model(config=config, params=params),
+                Model(config=student, params=kept),
+                run.datasets[0],
+                examples=run.settings.repair_examples,
+                seed=run.settings.seed,
+            )
+        run.save("pruned", student, kept)
 
 
 def _distill(run: Run) -> None:

@@ -52,6 +52,9 @@ class RunSettings:
     flops_reduction: float = _flag(2.0, "how many times fewer multiply-accumulates the student has")
     ffn_group: int = _flag(32, "FFN widths are kept in multiples of this")
     importance_examples: int = _flag(2048, "training windows whose gradients decide what is cut")
+    repair_examples: int = _flag(
+        512, "training windows on which cut blocks are refitted in closed form; 0 leaves it out"
+    )
     distill_epochs: float = _flag(2.0, "epochs of distillation in floating point")
     distill_batch_size: int = _flag(32, "windows per step of distillation")
     distill_learning_rate: float = _flag(1e-4, "peak learning rate of distillation")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -65,24 +66,41 @@ def gate_gradients(config: BertConfig, params: Params, batch: batching.Batch) ->
     return jax.grad(total)(open_gates(config, batch["input_ids"].shape[0]))
 
 
-def measure_importance(config: BertConfig, params: Params, dataset: Dataset, *, examples: int, seed: int) -> Importance:
-    """Fisher information over `examples` windows of `dataset` that hold their answer, drawn at random."""
+def fisher(gradients: jax.Array) -> jax.Array:
+    """From a batch's per-example gate gradients [B, gates] to what is summed over batches: [gates]."""
+    return jnp.square(gradients).sum(axis=0)
+
+
+def measure_importance(
+    config: BertConfig,
+    params: Params,
+    dataset: Dataset,
+    *,
+    examples: int,
+    seed: int,
+    summary: Callable[[jax.Array], jax.Array] = fisher,
+) -> Importance:
+    """Fisher information over `examples` windows of `dataset` that hold their answer, drawn at random.
+
+    Args:
+      summary: another summary of gradients than `fisher`, for comparisons.
+    """
     answered = np.array([index for index, window in enumerate(dataset.windows) if window.end > 0])
     chosen = np.random.default_rng(seed).permutation(answered)[:examples]
 
     @jax.jit
-    def squares(params: Params, batch: batching.Batch, real: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+    def summarize(params: Params, batch: batching.Batch, real: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
         gradients = gate_gradients(config, params, batch)
         heads = [gradient * real[:, None] for gradient in gradients.heads]
         ffn = [gradient * real[:, None] for gradient in gradients.ffn]
-        attention_sum = [gradient.sum(axis=1) for gradient in heads]
-        ffn_sum = [gradient.sum(axis=1) for gradient in ffn]
+        attention_gate = [gradient.sum(axis=1, keepdims=True) for gradient in heads]
+        ffn_gate = [gradient.sum(axis=1, keepdims=True) for gradient in ffn]
         return {
-            "heads": tuple(jnp.square(gradient).sum(axis=0) for gradient in heads),
-            "ffn": tuple(jnp.square(gradient).sum(axis=0) for gradient in ffn),
-            "attention_blocks": tuple(jnp.square(value).sum() for value in attention_sum),
-            "ffn_blocks": tuple(jnp.square(value).sum() for value in ffn_sum),
-            "layers": tuple(jnp.square(a + f).sum() for a, f in zip(attention_sum, ffn_sum, strict=True)),
+            "heads": tuple(map(summary, heads)),
+            "ffn": tuple(map(summary, ffn)),
+            "attention_blocks": tuple(summary(gate)[0] for gate in attention_gate),
+            "ffn_blocks": tuple(summary(gate)[0] for gate in ffn_gate),
+            "layers": tuple(summary(a + f)[0] for a, f in zip(attention_gate, ffn_gate, strict=True)),
         }
 
     totals = None
@@ -95,7 +113,7 @@ def measure_importance(config: BertConfig, params: Params, dataset: Dataset, *, 
         rows = chosen[np.resize(plan.rows, size)]
         real = (np.arange(size) < len(plan.rows)).astype(np.float32)
         batch = batching.collate(dataset.windows, rows, plan.length, config.pad_token_id)
-        found = jax.tree.map(lambda value: np.asarray(value, np.float64), squares(params, batch, real))
+        found = jax.tree.map(lambda value: np.asarray(value, np.float64), summarize(params, batch, real))
         totals = found if totals is None else jax.tree.map(np.add, totals, found)
         bar.update(len(plan.rows))
     bar.close()

@@ -1,0 +1,108 @@
+"""Repair against `numpy.linalg.lstsq` on activations that the model itself told."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bertjax.config import BertConfig
+from bertjax.data.batching import collate
+from bertjax.data.dataset import Dataset
+from bertjax.data.features import Window
+from bertjax.model import BertForQuestionAnswering, Params, bind, init_params
+from bertjax.pruning import repair as repair_module
+from bertjax.pruning.repair import Model, fit, repair
+from bertjax.pruning.search import Plan
+from bertjax.pruning.surgery import cut
+
+CONFIG = BertConfig.dense(vocab_size=40, hidden_size=16, num_layers=2, heads=4, ffn=12, max_position_embeddings=24)
+PLAN = Plan(
+    heads=(np.array([0, 2]), np.array([], np.int64)), ffn=(np.array([1, 4, 5, 9]), np.array([0, 7, 11])), loss=0.0
+)
+
+
+@pytest.fixture
+def dataset() -> Dataset:
+    random = np.random.default_rng(0)
+    windows = [
+        Window(
+            example=index,
+            input_ids=random.integers(5, 40, size).astype(np.int32),
+            context_start=3,
+            offsets=np.zeros((size - 4, 2), np.int32),
+            max_context=np.ones(size - 4, bool),
+            start=4,
+            end=5,
+        )
+        for index, size in enumerate(random.integers(6, 24, 40))
+    ]
+    lengths = np.array([len(window) for window in windows], np.int32)
+    return Dataset(examples=[], windows=windows, lengths=lengths, longest=24)
+
+
+@pytest.fixture
+def teacher() -> Model:
+    params = init_params(BertForQuestionAnswering, CONFIG, seed=0)
+    sharp = {name: value * 8 if value.ndim == 2 and "embed" not in name else value for name, value in params.items()}
+    return Model(config=CONFIG, params=sharp)
+
+
+def _cut(teacher: Model) -> Model:
+    config, arrays = cut(teacher.config, {name: np.asarray(value) for name, value in teacher.params.items()}, PLAN)
+    return Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+
+
+def _told(config: BertConfig, params: Params, dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
+    """What `observe` heard under `name`, and the last hidden state, tokens of all windows one after the other."""
+    batch = collate(dataset.windows, range(len(dataset.windows)), dataset.longest)
+    ids, mask, types = (batch[key] for key in ("input_ids", "attention_mask", "token_type_ids"))
+    seen: dict[str, np.ndarray] = {}
+    output = bind(BertForQuestionAnswering, config, params)(ids, mask, types, observe=seen.__setitem__)
+    return np.asarray(seen[name])[mask > 0], np.asarray(output.hidden_states[-1])[mask > 0]
+
+
+def test_a_fitted_projection_is_the_least_squares_solution(teacher: Model, dataset: Dataset):
+    student = _cut(teacher)
+    repaired = repair(teacher, student, dataset, examples=40, seed=0)
+    name = "bert.encoder.layer.0.attention.output.dense"
+    hidden, _ = _told(student.config, repaired, dataset, f"{name}.input_scale")
+    full, _ = _told(teacher.config, teacher.params, dataset, f"{name}.input_scale")
+    target = full @ teacher.params[f"{name}.weight"].T + teacher.params[f"{name}.bias"]  # the residuals are the same
+    rows = np.hstack([hidden, np.ones((len(hidden), 1))]).astype(np.float64)
+    pull = np.sqrt(repair_module.RIDGE * np.square(hidden).sum() / hidden.shape[1])
+    drawn = pull * np.eye(hidden.shape[1], hidden.shape[1] + 1)
+    wanted, *_ = np.linalg.lstsq(
+        np.vstack([rows, drawn]), np.vstack([target, pull * np.asarray(student.params[f"{name}.weight"]).T]), rcond=None
+    )
+    np.testing.assert_allclose(repaired[f"{name}.weight"], wanted[:-1].T, atol=2e-4)
+    np.testing.assert_allclose(repaired[f"{name}.bias"], wanted[-1], atol=2e-4)
+
+
+def test_a_gone_block_keeps_the_mean_of_what_it_gave():
+    random = np.random.default_rng(0)
+    target = random.normal(size=(50, 3))
+    weight, bias = fit(np.array([[50.0]]), target.sum(axis=0)[None], None)
+    assert weight is None
+    np.testing.assert_allclose(bias, target.mean(axis=0))
+
+
+def test_the_repaired_student_is_nearer_to_its_teacher(teacher: Model, dataset: Dataset):
+    student, name = _cut(teacher), "bert.encoder.layer.0.attention.self.input_scale"
+    repaired = repair(teacher, student, dataset, examples=40, seed=0)
+    wanted = _told(teacher.config, teacher.params, dataset, name)[1]
+    errors = [
+        np.square(_told(student.config, params, dataset, name)[1] - wanted).mean()
+        for params in (student.params, repaired)
+    ]
+    assert errors[1] < 0.7 * errors[0]
+    others = [key for key in student.params if not key.endswith(("output.dense.weight", "output.dense.bias"))]
+    assert all(np.array_equal(repaired[key], student.params[key]) for key in others)
+
+
+def test_an_uncut_model_stays_as_it_is(teacher: Model, dataset: Dataset):
+    repaired = repair(teacher, dataclasses.replace(teacher), dataset, examples=16, seed=1)
+    for key, value in teacher.params.items():
+        np.testing.assert_allclose(repaired[key], value, atol=2e-3, err_msg=key)
