@@ -7,9 +7,6 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS ?= dev,trt-rtx
 
-# Large temporaries are the rule here: huge pages save most of their page faults.
-export GLIBC_TUNABLES := glibc.malloc.hugetlb=1
-
 .PHONY: install demo test lint run clean
 
 install: $(STAMP)

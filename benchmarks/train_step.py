@@ -1,0 +1,89 @@
+"""Speed of a training step on this machine under three settings of glibc's allocator, in interleaved runs.
+
+    python benchmarks/train_step.py
+
+A fine-tuning step (forward, backward, AdamW) of a randomly initialized 6 x 384 encoder with BERT's vocabulary. Each run
+is a process of its own, because the allocator can only be set before one starts; programs set it themselves
+(`bertjax.programs.ALLOCATOR`). The table gives the median over rounds and, against glibc's default, the ratio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import tqdm
+
+from bertjax import programs
+
+SETTINGS = {"default": "", "huge pages": "glibc.malloc.hugetlb=1", "huge pages, kept memory": programs.ALLOCATOR}
+STEPS = 15  # those before the last 10 warm up
+
+
+def measure(batch: int, length: int) -> float:
+    """Tokens per second of the training loop in this process."""
+    import numpy as np
+
+    from bertjax.config import BertConfig
+    from bertjax.model import BertForQuestionAnswering, bind, init_params
+    from bertjax.training.loop import TrainSettings, train
+    from bertjax.training.losses import span_cross_entropy
+
+    config = BertConfig.dense(vocab_size=30522, hidden_size=384, num_layers=6, heads=12, ffn=1536)
+    random, shape, times = np.random.default_rng(0), (batch, length), []
+
+    def make_batch(step: int) -> dict[str, np.ndarray]:
+        times.append(time.perf_counter())
+        ids, ones = random.integers(1000, 30000, shape).astype(np.int32), np.ones(shape, np.int32)
+        labels = random.integers(0, length, (2, batch)).astype(np.int32)
+        return {"ids": ids, "ones": ones, "starts": labels[0], "ends": labels[1]}
+
+    def loss(params, batch, key):
+        output = bind(BertForQuestionAnswering, config, params)(batch["ids"], batch["ones"], batch["ones"])
+        return span_cross_entropy(output, batch["ones"], batch["starts"], batch["ends"]).mean()
+
+    with tempfile.TemporaryDirectory() as folder:
+        train(
+            params=init_params(BertForQuestionAnswering, config, seed=0),
+            loss=loss,
+            make_batch=make_batch,
+            settings=TrainSettings(steps=STEPS, learning_rate=1e-4),
+            folder=Path(folder),
+            label="step",
+        )
+    return batch * length * 10 / (times[-1] - times[-11])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=24, help="windows in a batch (default 24)")
+    parser.add_argument("--length", type=int, default=256, help="tokens in a window (default 256)")
+    parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
+    parser.add_argument("--once", action="store_true", help="measure in this process and print tokens per second")
+    options = parser.parse_args()
+    if options.once:
+        print(measure(options.batch, options.length))
+        return
+    command = [sys.executable, __file__, "--once", "--batch", str(options.batch), "--length", str(options.length)]
+    rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    for _ in tqdm.trange(options.rounds, desc="rounds", disable=None):
+        for name, tunables in SETTINGS.items():
+            environment = os.environ | {"GLIBC_TUNABLES": tunables}
+            done = subprocess.run(
+                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+            )
+            rates[name].append(float(done.stdout))
+    print(f"\n| allocator, batches of {options.batch} x {options.length} | tokens/s | speed |\n|---|---|---|")
+    for name, found in rates.items():
+        ratios = [one / base for one, base in zip(found, rates["default"], strict=True)]
+        print(f"| {name} | {statistics.median(found):.0f} | {statistics.median(ratios):.2f} |")
+
+
+if __name__ == "__main__":
+    programs.run(main)
