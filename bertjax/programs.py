@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import dataclasses
 import os
 import sys
+import threading
 import typing
 from collections.abc import Callable, Sequence
 
@@ -35,6 +37,7 @@ def run(main: Callable[[], None]) -> None:
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": ALLOCATOR})
+    sys.unraisablehook = _interrupt_again
     try:
         main()
         code = 0
@@ -46,6 +49,17 @@ def run(main: Callable[[], None]) -> None:
         code = _tell("interrupted; the same command continues where it stopped", 130)
     sys.stdout.flush()
     sys.exit(code)
+
+
+def _interrupt_again(lost: sys.UnraisableHookArgs) -> None:
+    """Deliver a Ctrl-C once more that fell into a destructor or a callback of the garbage collector.
+
+    Python drops what is raised there, and JAX has such a callback. The timer lets it end first.
+    """
+    if isinstance(lost.exc_value, KeyboardInterrupt):
+        threading.Timer(0.05, _thread.interrupt_main).start()
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _tell(message: object, code: int) -> int:

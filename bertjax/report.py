@@ -98,10 +98,17 @@ def _ratios(served: dict[str, Any]) -> list[float | None]:
 
 
 def write_report(run: Path) -> Path:
-    """Write `report.html`, one page that needs no other file; errors as `modeldir.write_file_aside`."""
+    """Write `report.html`, one page that needs no other file, and its first picture apart as `stages.svg`.
+
+    Errors as `modeldir.write_file_aside`.
+    """
     run = Path(run)
     metrics = read_metrics(run)
-    parts = [_html_table(_STAGE_HEADER, _stage_rows(run, metrics)), _stage_picture(metrics)]
+    parts = [_html_table(_STAGE_HEADER, _stage_rows(run, metrics))]
+    picture = _stage_picture(metrics)
+    if picture:
+        write_file_aside(run / "stages.svg", picture)
+        parts.append(_inline(picture))
     if metrics.get("loadgen"):
         parts += ["<h2>Under LoadGen</h2>", _html_table(_LOADGEN_HEADER, _loadgen_rows(metrics))]
     kept = run / "pruning.svg"
@@ -125,7 +132,7 @@ def _html_table(header: list[str], rows: list[list[str]]) -> str:
 
 
 def _stage_picture(metrics: dict[str, Any]) -> str:
-    """F1 of every stage beside its multiply-accumulates, as inline SVG."""
+    """F1 of every stage beside its multiply-accumulates, as SVG; "" while no stage has been scored."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -149,7 +156,7 @@ def _stage_picture(metrics: dict[str, Any]) -> str:
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     pyplot.close(figure)
-    return _inline(buffer.getvalue())
+    return buffer.getvalue()
 
 
 def _inline(svg: str) -> str:
