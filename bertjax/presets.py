@@ -14,6 +14,8 @@ def demo() -> RunSettings:
     """The whole chain on the embedded corpus, with a teacher trained from nothing and 5.6x fewer MACs.
 
     Command: `python train/distill.py` (or `make demo`, which also serves the result under LoadGen).
+    Expected time: 2 minutes on two cores, 3 with serving.
+    Expected result: teacher F1 97 or more, INT8 student at 5.6x fewer MACs 99 or more.
     """
     return RunSettings(
         output="runs/demo",
@@ -50,6 +52,9 @@ def minilm() -> RunSettings:
 
     Command: `python train/distill.py --preset minilm --encoder DIR --train-file train.json.gz --val-file val.json.gz
     --eval-file dev-v1.1.json.gz`; without the files the public SQuAD v1.1 is fetched, without the folder the encoder.
+    Expected time: about five hours on two cores.
+    Expected result: with 1.2, 0.4 and 0.06 epochs in place of 2, 2 and 0.5 (README) teacher F1 80.0 and INT8 student
+    78.2; the preset as it stands has not been run to its end.
     """
     return RunSettings(
         output="runs/minilm",
