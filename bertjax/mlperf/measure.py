@@ -6,6 +6,7 @@ import concurrent.futures
 import time
 
 import numpy as np
+import tqdm
 
 from bertjax.data.batching import BatchPlan, padded_length, plan_inference
 from bertjax.mlperf.backend import Backend
@@ -58,3 +59,18 @@ def latency_ns(backend: Backend, library: SampleLibrary, *, seconds: float) -> i
         backend.infer(*library.gather(np.array([index]), length))
         times.append(time.perf_counter_ns() - before)
     return int(np.mean(times[1:]))
+
+
+def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int) -> None:
+    """Run every shape that may come, of up to `rows` rows and `tokens` padded tokens, once on every stream.
+
+    An engine prepares its kernels when it first meets a shape, which takes several times as long as running one:
+    under a latency bound the first seconds would decide the result.
+    """
+    padded = [padded_length(int(length), LENGTH_MULTIPLE, library.longest) for length in library.lengths]
+    index = {length: sample for sample, length in enumerate(padded)}
+    shapes = [(n, length) for length in sorted(index) for n in range(1, rows + 1) if n == 1 or n * length <= tokens]
+    with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
+        for count, length in tqdm.tqdm(shapes, desc="warm-up", unit="shape", leave=False, disable=None):
+            batch = library.gather(np.full(count, index[length]), length)
+            list(pool.map(lambda _, batch=batch: backend.infer(*batch), range(backend.streams)))
