@@ -15,7 +15,7 @@ from bertjax.errors import UserError, WorkFailed
 from bertjax.settings import RunSettings
 
 # Large temporaries are the rule here, and by default glibc asks the kernel for each of them and gives it back, so that
-# every step pays for its page faults again. Kept memory and huge pages make a training step 1.3 times as fast on two
+# every step pays for its page faults again. Kept memory and huge pages make a training step 1.2 times as fast on two
 # cores (benchmarks/train_step.py).
 ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
