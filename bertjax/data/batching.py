@@ -77,3 +77,29 @@ def plan_inference(lengths: np.ndarray, *, tokens: int, multiple: int, longest: 
         rows, size = order[padded == length], max(1, tokens // int(length))
         plans += [BatchPlan(rows=rows[i : i + size], length=int(length)) for i in range(0, len(rows), size)]
     return plans
+
+
+def filled_batches(
+    windows: Sequence[Window],
+    lengths: np.ndarray,
+    chosen: np.ndarray,
+    *,
+    tokens: int,
+    multiple: int,
+    longest: int,
+    pad_id: int,
+) -> list[Batch]:
+    """The chosen windows in batches of one shape per padded length, for passes in which only real tokens count.
+
+    The last batch of a length is filled up with repeated windows whose `attention_mask` is 0 throughout.
+
+    Args:
+      lengths: int32 [windows]; `chosen`: indexes of windows. The rest as in `plan_inference` and `collate`.
+    """
+    batches = []
+    for plan in plan_inference(lengths[chosen], tokens=tokens, multiple=multiple, longest=longest):
+        rows = chosen[np.resize(plan.rows, max(1, tokens // plan.length))]
+        batch = collate(windows, rows, plan.length, pad_id)
+        batch["attention_mask"][len(plan.rows) :] = 0
+        batches.append(batch)
+    return batches

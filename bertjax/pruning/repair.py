@@ -50,7 +50,16 @@ def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, s
       dataset: `examples` windows of it are drawn at random and looked at.
     """
     params = dict(student.params)
-    states = [_State.start(teacher, batch) for batch in _batches(teacher.config, dataset, examples, seed)]
+    batches = batching.filled_batches(
+        dataset.windows,
+        dataset.lengths,
+        np.random.default_rng(seed).permutation(len(dataset.windows))[:examples],
+        tokens=BATCH_TOKENS,
+        multiple=LENGTH_MULTIPLE,
+        longest=dataset.longest,
+        pad_id=teacher.config.pad_token_id,
+    )
+    states = [_State.start(teacher, batch) for batch in batches]
     blocks = [(index, block) for index in range(len(teacher.config.layers)) for block in ("attention", "ffn")]
     for index, block in tqdm(blocks, desc="repair", unit="block", dynamic_ncols=True):
         name = f"{layer_prefix(index)}.{'attention.output' if block == 'attention' else 'output'}"
@@ -107,20 +116,6 @@ class _State:
         embeddings = bind(BertForQuestionAnswering, model.config, model.params).bert.embeddings
         x = embeddings(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["token_type_ids"]))
         return cls(mask=jnp.asarray(batch["attention_mask"]), teacher=x, student=x)
-
-
-def _batches(config: BertConfig, dataset: Dataset, examples: int, seed: int) -> list[batching.Batch]:
-    chosen = np.random.default_rng(seed).permutation(len(dataset.windows))[:examples]
-    plans = batching.plan_inference(
-        dataset.lengths[chosen], tokens=BATCH_TOKENS, multiple=LENGTH_MULTIPLE, longest=dataset.longest
-    )
-    batches = []
-    for plan in plans:
-        rows = np.resize(plan.rows, max(1, BATCH_TOKENS // plan.length))  # one shape per length
-        batch = batching.collate(dataset.windows, chosen[rows], plan.length, config.pad_token_id)
-        batch["attention_mask"][len(plan.rows) :] = 0  # rows that only fill the batch up count as padding
-        batches.append(batch)
-    return batches
 
 
 def _layer(config: BertConfig, params: Mapping[str, jax.Array], index: int) -> Layer:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import functools
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -45,29 +46,27 @@ def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, examp
         module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], observe=seen.__setitem__)
         return {name: jnp.abs(value) for name, value in seen.items()}
 
+    batches = batching.filled_batches(
+        dataset.windows,
+        dataset.lengths,
+        chosen,
+        tokens=BATCH_TOKENS,
+        multiple=LENGTH_MULTIPLE,
+        longest=dataset.longest,
+        pad_id=config.pad_token_id,
+    )
+    bar = functools.partial(tqdm, batches, unit="batch", dynamic_ncols=True, leave=False)
     largest: dict[str, float] = {}
-    for batch in _batches(config, dataset, chosen, "calibrate 1/2"):
+    for batch in bar(desc="calibrate 1/2"):
         real = batch["attention_mask"] > 0
         for name, value in inputs(params, batch).items():
             largest[name] = max(largest.get(name, 0.0), float(np.asarray(value)[real].max()))
     counts = {name: np.zeros(BINS) for name in largest}
-    for batch in _batches(config, dataset, chosen, "calibrate 2/2"):
+    for batch in bar(desc="calibrate 2/2"):
         real = batch["attention_mask"] > 0
         for name, value in inputs(params, batch).items():
             counts[name] += _histogram(np.asarray(value)[real].ravel(), largest[name])
     return Ranges(counts=counts, largest=largest)
-
-
-def _batches(config: BertConfig, dataset: Dataset, chosen: np.ndarray, label: str) -> Iterator[batching.Batch]:
-    plans = batching.plan_inference(
-        dataset.lengths[chosen], tokens=BATCH_TOKENS, multiple=LENGTH_MULTIPLE, longest=dataset.longest
-    )
-    for plan in tqdm(plans, desc=label, unit="batch", dynamic_ncols=True, leave=False):
-        size = max(1, BATCH_TOKENS // plan.length)
-        rows = chosen[np.resize(plan.rows, size)]
-        batch = batching.collate(dataset.windows, rows, plan.length, config.pad_token_id)
-        batch["attention_mask"][len(plan.rows) :] = 0  # rows that only fill the batch up count as padding
-        yield batch
 
 
 def _histogram(magnitudes: np.ndarray, largest: float) -> np.ndarray:
