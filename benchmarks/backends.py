@@ -11,45 +11,28 @@ machine that changes its speed in between changes both sides.
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import dataclasses
-import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import tqdm
 
 from bertjax import programs
 from bertjax.config import BertConfig
-from bertjax.data.batching import BatchPlan, plan_inference
+from bertjax.data.batching import BatchPlan
 from bertjax.data.features import WindowSettings
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.queues import LENGTH_MULTIPLE
+from bertjax.mlperf import cpu, measure, records
+from bertjax.mlperf.backend import open_backend
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a model on a backend, and the batches that it runs."""
+    """One line of the table."""
 
     model: str
-    backend: Backend
-    library: SampleLibrary
-    plans: Sequence[BatchPlan]
-
-    def seconds(self) -> float:
-        """Time one pass over the windows, each stream taking the next batch when it is free."""
-        begin = time.perf_counter()
-        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
-            list(pool.map(self._run, self.plans))
-        return time.perf_counter() - begin
-
-    def _run(self, plan: BatchPlan) -> None:
-        self.backend.infer(*self.library.gather(plan.rows, plan.length))
+    passes: measure.Passes
 
 
 def make_rows(
@@ -67,17 +50,16 @@ def make_rows(
     library, chosen = _load(yardstick, data, windows, count)
     reference = open_backend("onnxruntime", yardstick, streams=1, threads=cpu.cores(), longest=longest)
     single = [BatchPlan(rows=np.array([index]), length=longest) for index in chosen]
-    rows = [Row(model=f"{yardstick}, batch 1 x {longest}", backend=reference, library=library, plans=single)]
+    passes = measure.Passes(backend=reference, library=library, plans=single)
+    rows = [Row(model=f"{yardstick}, batch 1 x {longest}", passes=passes)]
     for model in models:
         library, chosen = _load(model, data, windows, count)
-        lengths = library.lengths[chosen]
-        plans = plan_inference(lengths, tokens=batch_tokens, multiple=LENGTH_MULTIPLE, longest=longest)
-        plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
         for name in backends:
             for streams in sorted({1} if name == "jax" else {1, cpu.cores()}):
                 threads = cpu.cores() // streams
                 backend = open_backend(name, model, streams=streams, threads=threads, longest=longest)
-                rows.append(Row(model=str(model), backend=backend, library=library, plans=plans))
+                passes = measure.offline_passes(backend, library, chosen, tokens=batch_tokens)
+                rows.append(Row(model=str(model), passes=passes))
     return rows
 
 
@@ -117,20 +99,16 @@ def main() -> None:
         count=options.windows,
         batch_tokens=options.batch_tokens,
     )
-    rounds = []
-    for number in tqdm.trange(options.rounds + 1, desc="rounds", leave=False, disable=None):
-        seconds = [row.seconds() for row in rows]
-        if number:
-            rounds.append(seconds)
-    windows = len(rows[0].plans)
+    times = measure.interleaved([row.passes.seconds for row in rows], rounds=options.rounds)
+    windows = len(rows[0].passes.plans)
     print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores, batches of {options.batch_tokens} tokens")
     print("\n| model | backend | samples/s | speed | range |\n|---|---|---|---|---|")
     for column, row in enumerate(rows):
-        ratios = sorted(seconds[0] / seconds[column] for seconds in rounds)
-        rate = windows / statistics.median(seconds[column] for seconds in rounds)
+        ratios = times[:, 0] / times[:, column]
+        rate = windows / np.median(times[:, column])
         print(
-            f"| {row.model} | {row.backend.description} | {rate:.1f} | {statistics.median(ratios):.2f} |"
-            f" {ratios[0]:.2f} to {ratios[-1]:.2f} |"
+            f"| {row.model} | {row.passes.backend.description} | {rate:.1f} | {np.median(ratios):.2f} |"
+            f" {ratios.min():.2f} to {ratios.max():.2f} |"
         )
 
 

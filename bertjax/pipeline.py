@@ -27,13 +27,15 @@ from bertjax.errors import UserError
 from bertjax.evaluation import Evaluator
 from bertjax.model import BertForQuestionAnswering, Params, init_params
 from bertjax.pruning import importance as fisher
+from bertjax.pruning.costs import Costs, mac_costs
+from bertjax.pruning.latency import read_table
 from bertjax.pruning.picture import draw_kept, kept_table
 from bertjax.pruning.repair import Model, repair
-from bertjax.pruning.search import search
+from bertjax.pruning.search import Plan, search
 from bertjax.pruning.surgery import cut
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.scratch import write_scratch_inputs
-from bertjax.settings import RunSettings, to_dict
+from bertjax.settings import RunSettings, check_goal, to_dict
 from bertjax.tensors import count_parameters
 from bertjax.training.distill import DistillSettings, distill
 from bertjax.training.finetune import fine_tune, steps_per_epoch
@@ -59,6 +61,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(self.settings.output)
+
+    @property
+    def cache(self) -> Path:
+        """Where importance and the teacher's outputs are kept."""
+        return Path(self.settings.cache) if self.settings.cache else self.folder / "work"
 
     def directory(self, stage: str) -> Path:
         return self.folder / DIRECTORIES[stage]
@@ -100,7 +107,7 @@ class Run:
         )
         train, _ = self.datasets
         fits = cache_bytes(teacher, train) <= self.settings.cache_gib * 2**30
-        cache = self.folder / "work" / "teacher-outputs" if fits else None
+        cache = self.cache / "teacher-outputs" if fits else None
         return teacher, make_targets(teacher, train, cache=cache, dtype=jnp.dtype(self.settings.dtype))
 
     def load(self, stage: str) -> tuple[BertConfig, Params]:
@@ -131,6 +138,24 @@ def run_pipeline(settings: RunSettings, command: str) -> Run:
       UserError: wrong input, or the directory holds a run with other settings.
       WorkFailed: a stage failed.
     """
+    run = prepare_teacher(settings, command)
+    for stage, make in (("pruned", _prune), ("distilled", _distill), ("ptq", _calibrate), ("int8", _qat)):
+        if "calibrate" in settings.skip and stage in ("ptq", "int8"):
+            break
+        if not run.done(stage):
+            make(run)
+        _evaluate(run, stage)
+    return run
+
+
+def prepare_teacher(settings: RunSettings, command: str) -> Run:
+    """The run with its inputs and its teacher, scored; the stages of the student are not begun.
+
+    Raises as `run_pipeline`.
+    """
+    check_goal(settings)
+    if settings.latency_table:
+        read_table(Path(settings.latency_table))  # to be told before the teacher is trained
     _claim(settings)
     if settings.scratch is not None:
         settings = write_scratch_inputs(settings, settings.scratch)
@@ -139,12 +164,6 @@ def run_pipeline(settings: RunSettings, command: str) -> Run:
         _make_teacher(run)
     _record_run(run)
     _evaluate(run, "teacher")
-    for stage, make in (("pruned", _prune), ("distilled", _distill), ("ptq", _calibrate), ("int8", _qat)):
-        if "calibrate" in settings.skip and stage in ("ptq", "int8"):
-            break
-        if not run.done(stage):
-            make(run)
-        _evaluate(run, stage)
     return run
 
 
@@ -242,24 +261,13 @@ def _prune(run: Run) -> None:
         if "prune" in run.settings.skip:
             run.save("pruned", config, params)
             return
-        path = run.folder / "work" / "importance.npz"
-        if not path.exists():
-            examples = run.settings.importance_examples
-            found = fisher.measure_importance(
-                config, params, run.datasets[0], examples=examples, seed=run.settings.seed
-            )
-            fisher.save_importance(path, found)
-        plan = search(
-            config,
-            fisher.load_importance(path),
-            reduction=run.settings.flops_reduction,
-            seq=run.settings.max_seq,
-            ffn_group=run.settings.ffn_group,
-        )
+        plan = make_plan(run, config, params)
         # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
         student, arrays = cut(config, {name: np.asarray(value) for name, value in params.items()}, plan)
         student = dataclasses.replace(student, hidden_dropout=0.0, attention_dropout=0.0)
         print(kept_table(config, student))
+        if run.settings.latency_table:
+            _tell_prediction(run, config, student)
         draw_kept(run.folder / "pruning.svg", config, student)
         kept = {name: jnp.asarray(value) for name, value in arrays.items()}
         if run.settings.repair_examples:
@@ -271,6 +279,43 @@ def _prune(run: Run) -> None:
                 seed=run.settings.seed,
             )
         run.save("pruned", student, kept)
+
+
+def make_plan(run: Run, config: BertConfig, params: Params) -> Plan:
+    """What a run's student keeps of the teacher; the importance is measured unless it is kept from before.
+
+    Raises:
+      UserError: the reduction that is asked for cannot be reached, or the latency table is of another model.
+    """
+    path, settings = run.cache / "importance.npz", run.settings
+    if not path.exists():
+        examples = settings.importance_examples
+        found = fisher.measure_importance(config, params, run.datasets[0], examples=examples, seed=settings.seed)
+        fisher.save_importance(path, found)
+    costs = _costs(settings, config)
+    reduction = settings.flops_reduction if costs.goal == "flops" else settings.latency_reduction
+    return search(config, fisher.load_importance(path), costs, reduction=reduction, ffn_group=settings.ffn_group)
+
+
+def _costs(settings: RunSettings, config: BertConfig) -> Costs:
+    if not settings.latency_table:
+        return mac_costs(config, settings.max_seq)
+    table, name = read_table(Path(settings.latency_table)), f"--latency-table {settings.latency_table}"
+    if sorted(table.about["quantize_also"]) != sorted(settings.quantize_also):
+        raise UserError(f"{name}: it was timed with another --quantize-also ({table.about['quantize_also']})")
+    return table.costs(config, name)
+
+
+def _tell_prediction(run: Run, teacher: BertConfig, student: BertConfig) -> None:
+    """Print and record what the latency table predicts of dense model and student."""
+    about, costs = read_table(Path(run.settings.latency_table)).about, _costs(run.settings, teacher)
+    dense, small = costs.total(teacher), costs.total(student)
+    predicted = {"dense_seconds": dense, "student_seconds": small, "reduction": dense / small}
+    records.update_metrics(run.folder, {"predicted_latency": about | predicted})
+    print(
+        f"predicted: {1e3 * small:.2f} ms of {1e3 * dense:.2f} ms, {dense / small:.2f}x, for {about['batch']} x"
+        f" {about['seq']} tokens on {about['description']}"
+    )
 
 
 def _distill(run: Run) -> None:

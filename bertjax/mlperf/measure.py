@@ -1,9 +1,11 @@
-"""A quick look at a backend's speed before a run: LoadGen wants to know how much to issue."""
+"""Speed without LoadGen: a quick look before a run, which wants to know how much to issue, and comparisons."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import time
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import tqdm
@@ -12,6 +14,61 @@ from bertjax.data.batching import BatchPlan, padded_length, plan_inference
 from bertjax.mlperf.backend import Backend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passes:
+    """A backend and the batches that it runs, again and again."""
+
+    backend: Backend
+    library: SampleLibrary
+    plans: Sequence[BatchPlan]
+
+    def seconds(self) -> float:
+        """Time one pass over the batches, each stream taking the next one when it is free."""
+        begin = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            list(pool.map(self._run, self.plans))
+        return time.perf_counter() - begin
+
+    def _run(self, plan: BatchPlan) -> None:
+        self.backend.infer(*self.library.gather(plan.rows, plan.length))
+
+
+def offline_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray, *, tokens: int) -> Passes:
+    """Batches of the chosen, loaded windows as Offline makes them: sorted by length, the long ones first."""
+    plans = plan_inference(library.lengths[chosen], tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
+    plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
+    return Passes(backend=backend, library=library, plans=plans)
+
+
+def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: float = 0.0) -> np.ndarray:
+    """What each run took in each round, [rounds, runs]; a round does every run once, in random order.
+
+    A first round, which is not counted, warms up.
+
+    Args:
+      rounds: how many at least; further ones follow until `seconds` are over.
+    """
+    random, found = np.random.default_rng(0), []
+    begin, bar = time.monotonic(), tqdm.tqdm(desc="rounds", unit="round", leave=False, disable=None)
+    while len(found) <= rounds or time.monotonic() - begin < seconds:
+        found.append([0.0] * len(runs))
+        for index in random.permutation(len(runs)):
+            found[-1][index] = runs[index]()
+        bar.update()
+    bar.close()
+    return np.array(found[1:])
+
+
+def steady_medians(times: np.ndarray) -> np.ndarray:
+    """The median of each run over rounds [rounds, runs], each round first brought to the usual speed of the machine.
+
+    A round's speed is the median over its runs of how much longer than usual they took, so what slows the machine for
+    a while slows no run against another.
+    """
+    slower = np.median(times / np.median(times, axis=0), axis=1, keepdims=True)
+    return np.median(times / slower, axis=0)
 
 
 def throughput(backend: Backend, library: SampleLibrary, *, tokens: int, seconds: float) -> float:
