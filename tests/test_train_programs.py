@@ -39,6 +39,8 @@ def _program(name: str) -> str:
         (["distill.py", "--preset", "huge"], "--preset huge: unknown; there are demo, minilm, wwm-large"),
         (["distill.py", "--latency-table", "t.json"], "--latency-table: give --latency-reduction too"),
         (["distill.py", "--flops-reduction", "2", "--latency-reduction", "2"], "--latency-reduction: give one of"),
+        (["sweep.py", "--flops-reduction", "0.5,abc"], "--flops-reduction 0.5,abc: numbers with commas"),
+        (["sweep.py", "--flops-reduction", "0.5,2"], "--flops-reduction 0.5: must lie between 1 and 32"),
         (["finetune.py", "--output", "x"], "--encoder: not given"),
         (["pretrain.py", "--text-file", "none.txt", "--output", "x", "--hidden", "30", "--heads", "4"], "--hidden 30"),
     ],
