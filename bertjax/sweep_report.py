@@ -116,17 +116,19 @@ def _panel(axis: Axes, sweep: dict[str, Any], xs: dict[str, float], *, fewer_is_
         points = [(xs[one["name"]], one["stages"]["int8"]["f1"]) for one in students]
         best = front(points, fewer_is_better=fewer_is_better)
         axis.plot([x for x, _ in best], [y for _, y in best], color=colour, linewidth=1.8, alpha=0.45)
+        if points:
+            axis.plot([], [], "o", color=colour, markersize=8, label=label)
         for point, one in zip(points, students, strict=True):
             face = colour if point in best else "white"
-            axis.plot(*point, "o", color=colour, markerfacecolor=face, markersize=8, label=label, zorder=4)
-            label = None  # one entry in the legend
+            axis.plot(*point, "o", color=colour, markerfacecolor=face, markersize=8, zorder=4)
             axis.annotate(f"{one['reduction']:g}x", point, (0, above), ha="center", color=colour, **legible)
+    axis.plot([], [], "o", color=_GREY, markerfacecolor="white", markersize=8, label="beaten by one of its colour")
     axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
     axis.xaxis.set_major_formatter(EngFormatter(sep=""))
     axis.xaxis.set_minor_formatter(NullFormatter())
     axis.margins(0.12)
-    axis.set_ylim(bottom=min(axis.get_ylim()[0], 0.97 * teacher))  # or noise fills the picture
+    axis.set_ylim(bottom=min(axis.get_ylim()[0], 0.985 * teacher))  # or noise fills the picture
     axis.grid(axis="y", color="#eceff2")
     axis.set_axisbelow(True)
     axis.spines[["top", "right"]].set_visible(False)

@@ -5,7 +5,8 @@
 
 Only the model's shape is looked at. Small models of four equal layers, attention blocks with every number of heads or
 FFN blocks of several widths, are exported as INT8 ONNX with random weights and run in turn. Four whole models at the
-end show how well the times of blocks add up. A busy machine gives a table of a busy machine.
+end show how well the times of blocks add up. With one thread a stream, as by default, processor time is taken, which
+other programs on the machine hardly change; with more threads let nothing else run.
 """
 
 from __future__ import annotations
@@ -75,12 +76,12 @@ def main() -> None:
     )
     about = {"backend": backend.name, "description": backend.description, "quantize_also": also}
     about |= {"batch": load.batch, "seq": load.seq, "streams": load.streams, "threads": load.threads}
-    about |= {"versions": records.versions(), "machine": records.machine()}
+    about |= {"clock": load.clock, "versions": records.versions(), "machine": records.machine()}
     table = latency.table_from(probes, seconds[: len(probes)], about)
     table = latency.with_checks(table, checks, seconds[len(probes) :])
     latency.write_table(options.output, table)
 
-    print(f"milliseconds of a block, {load.batch} x {seq} tokens, {backend.description}\n")
+    print(f"milliseconds of a block, {load.batch} x {seq} tokens, {load.clock}, {backend.description}\n")
     print(text_table(["heads", "ms", "FFN units", "ms"], _blocks(table)), end="\n\n")
     print(text_table(["whole model", "predicted", "measured", "ratio"], [_check(check) for check in table.checks]))
     print("\na factor that all ratios share does no harm: the search compares times of this table with each other")

@@ -1,4 +1,9 @@
-"""How long models of given shapes take on an engine, with random weights: time does not depend on what they hold."""
+"""How long models of given shapes take on an engine, with random weights: time does not depend on what they hold.
+
+Streams of one thread are timed by the processor time that they take: whatever else the machine does hardly changes it,
+where by the clock a batch that is interrupted once takes twice as long. Several threads wait for each other, often
+busily, and are timed by the clock.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +32,11 @@ class Load:
     streams: int
     threads: int  # of each stream
 
+    @property
+    def clock(self) -> str:
+        """What a batch is timed by."""
+        return "processor time" if self.threads == 1 else "wall time"
+
 
 def time_shapes(
     configs: Sequence[BertConfig], load: Load, *, backend: str, rounds: int, seconds: float
@@ -48,16 +58,21 @@ def time_shapes(
         opened = []
         for config in tqdm.tqdm(configs, desc="compile", unit="model", leave=False, disable=None):
             opened.append(_open_random(config, load, backend))
-        runs = [_timed(pool, model, feed) for model in opened]
+        runs = [_timed(pool, load, model, feed) for model in opened]
         times = interleaved(runs, rounds=rounds, seconds=seconds)
     return steady_medians(times), opened[0]
 
 
-def _timed(pool: concurrent.futures.Executor, model: Backend, feed: tuple[np.ndarray, ...]) -> Callable[[], float]:
+def _timed(
+    pool: concurrent.futures.Executor, load: Load, model: Backend, feed: tuple[np.ndarray, ...]
+) -> Callable[[], float]:
+    # Processor time adds up over the streams.
+    clock, share = (time.process_time, load.streams) if load.threads == 1 else (time.perf_counter, 1)
+
     def run() -> float:
-        begin = time.perf_counter()
-        list(pool.map(lambda _: model.infer(*feed), range(model.streams)))
-        return time.perf_counter() - begin
+        begin = clock()
+        list(pool.map(lambda _: model.infer(*feed), range(load.streams)))
+        return (clock() - begin) / share
 
     return run
 

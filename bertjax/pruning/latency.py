@@ -27,7 +27,7 @@ PROBE_VOCABULARY = 1000  # looking up a row takes about the same however many th
 class LatencyTable:
     """Seconds of a batch, as measured; `attention` and `ffn` are rising in size and begin with a gone block, 0."""
 
-    about: dict[str, Any]  # backend, description, versions, machine, batch, seq, streams, threads
+    about: dict[str, Any]  # backend, quantize_also, clock, batch, seq, streams, threads, versions, ...
     hidden_size: int
     head_size: int
     rest: float  # embeddings and span head

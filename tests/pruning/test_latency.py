@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from bertjax import pipeline
 from bertjax.config import BertConfig
 from bertjax.errors import UserError
 from bertjax.pruning import latency
+from bertjax.pruning.importance import Importance, save_importance
+from bertjax.settings import RunSettings
 from tests.models import QUANTIZATION
 
 CONFIG = BertConfig.dense(vocab_size=5000, hidden_size=32, num_layers=3, heads=4, ffn=256)
@@ -24,7 +28,7 @@ def _seconds(config: BertConfig) -> float:
 
 def _table() -> latency.LatencyTable:
     probes = latency.probe_shapes(CONFIG, QUANTIZATION, group=32, widths=4)
-    return latency.table_from(probes, [_seconds(probe) for probe in probes], {"backend": "none"})
+    return latency.table_from(probes, [_seconds(probe) for probe in probes], {"quantize_also": []})
 
 
 def test_a_table_gives_back_what_blocks_take_and_fills_in_between():
@@ -73,3 +77,22 @@ def test_a_table_of_another_model_is_refused():
     other = BertConfig.dense(vocab_size=5000, hidden_size=32, num_layers=3, heads=4, ffn=320)
     with pytest.raises(UserError, match="4 heads and 256 FFN units at most, which is not this teacher"):
         _table().costs(other, "t.json")
+
+
+def test_a_run_keeps_what_the_table_allows(tmp_path: Path):
+    latency.write_table(tmp_path / "t.json", _table())
+    random, layers = np.random.default_rng(0), len(CONFIG.layers)
+    importance = Importance(
+        heads=tuple(random.random(4) for _ in range(layers)),
+        ffn=tuple(random.random(256) for _ in range(layers)),
+        attention_blocks=random.random(layers),
+        ffn_blocks=random.random(layers),
+        layers=random.random(layers),
+    )
+    save_importance(tmp_path / "importance.npz", importance)
+    settings = RunSettings(latency_table=str(tmp_path / "t.json"), latency_reduction=2.0, cache=str(tmp_path))
+    student = pipeline.make_plan(pipeline.Run(settings, ""), CONFIG, {}).config(CONFIG)
+    assert _seconds(CONFIG) / _seconds(student) == pytest.approx(2.0, rel=0.02)
+    other = dataclasses.replace(settings, quantize_also=("residual",))
+    with pytest.raises(UserError, match="timed with another --quantize-also"):
+        pipeline.make_plan(pipeline.Run(other, ""), CONFIG, {})
