@@ -90,7 +90,9 @@ def test_a_run_keeps_what_the_table_allows(tmp_path: Path):
         layers=random.random(layers),
     )
     save_importance(tmp_path / "importance.npz", importance)
-    settings = RunSettings(latency_table=str(tmp_path / "t.json"), latency_reduction=2.0, cache=str(tmp_path))
+    settings = RunSettings(
+        latency_table=str(tmp_path / "t.json"), latency_reduction=2.0, ffn_group=8, cache=str(tmp_path)
+    )
     student = pipeline.make_plan(pipeline.Run(settings, ""), CONFIG, {}).config(CONFIG)
     assert _seconds(CONFIG) / _seconds(student) == pytest.approx(2.0, rel=0.02)
     other = dataclasses.replace(settings, quantize_also=("residual",))
