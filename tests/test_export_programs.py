@@ -64,7 +64,7 @@ def test_to_trt_builds_both_profiles_and_prints_the_account(tmp_path: Path) -> N
     assert "profile 0: batch 1, 64 to 384 (best at 192) tokens\n" in done.stdout
     assert "profile 1: batch 1 to 32 (best at 8), 64 to 384" in done.stdout
     assert done.stdout.count("INT8 GEMMs: 12 of 12 encoder dense layers, in 8 kernels\n") == 2
-    assert done.stdout.count("fused attention: 2 of 2 layers (multiplies 2 Half)\n") == 2
+    assert done.stdout.count("fused attention: 2 of 2 layers (operands: 2 Half)\n") == 2
     assert done.stdout.splitlines()[-1].endswith("(details: model/engine.json)")
 
 

@@ -57,6 +57,10 @@ class StepAccount:
     def float_only(self) -> bool:
         return "Int8" not in self.reads + self.writes
 
+    @property
+    def adds_residual(self) -> bool:
+        return any(node.endswith("/residual/Add") for node in self.nodes)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Account:
@@ -84,6 +88,9 @@ class Account:
             "fused_attention": sum(bool(entry.kernel) for entry in self.attention),
             "attention_dtypes": dict(Counter(entry.dtype for entry in self.attention)),
             "merged_qkv": sum(_merges_qkv(entry) for entry in queries),
+            "residual_reads": dict(
+                Counter("+".join(sorted(set(step.reads))) for step in self.steps if step.adds_residual)
+            ),
             "quantized_in": dict(Counter(entry.quantized_in for entry in inputs if entry.quantized_in)),
             "float_only_steps": dict(Counter(step.part.split("/")[-1] for step in self.steps if step.float_only)),
             "steps": sum(self.kinds.values()),

@@ -53,7 +53,8 @@ def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName
     """
     path = Path(path)
     mend = f"python export/to_onnx.py --model {directory or 'DIR'} --flavour {flavour or 'trt'}"
-    metadata = _metadata(path)
+    model = _load(path)
+    metadata = _metadata(model)
     try:
         config, digest = BertConfig.from_dict(json.loads(metadata["config"]), path), metadata["source_sha256"]
         found: FlavourName = "cpu" if metadata["flavour"] == "cpu" else "trt"
@@ -66,6 +67,7 @@ def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName
     if flavour not in (None, found):
         raise UserError(f"--onnx {path}: is of flavour {found}, not {flavour}; export it again with: {mend}")
     _check_flavour(config, found, f"--onnx {path}")
+    _check_external_data(model, path)
     return Source(onnx_path=path, flavour=found, config=config, directory=None)
 
 
@@ -78,7 +80,7 @@ def prepare_onnx(source: Source) -> str:
     Raises as `onnx.export.export_onnx`.
     """
     if source.directory is None:
-        return _metadata(source.onnx_path)["source_sha256"]
+        return _metadata(_load(source.onnx_path))["source_sha256"]
     if not is_current(source.onnx_path, source.directory, source.flavour):
         export_onnx(source.directory, flavour=source.flavour)
     return source_digest(source.directory)
@@ -92,11 +94,29 @@ def _check_flavour(config: BertConfig, flavour: FlavourName, where: str) -> None
         )
 
 
-def _metadata(path: Path) -> dict[str, str]:
+def _load(path: Path) -> onnx.ModelProto:
+    """An ONNX file without the weights outside it."""
     try:
-        model = onnx.load(str(path), load_external_data=False)
+        return onnx.load(str(path), load_external_data=False)
     except OSError as error:
         raise UserError(f"--onnx {path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf's DecodeError, which is not part of its public interface
         raise UserError(f"--onnx {path}: not an ONNX file") from None
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
     return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse weights that are missing from the file beside an ONNX file: TensorRT would not name it."""
+    ends: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if where:
+            end = int(where.get("offset", 0)) + int(where.get("length", 0))
+            ends[where["location"]] = max(end, ends.get(where["location"], 0))
+    for name, end in ends.items():
+        data = path.with_name(name)
+        if not data.exists() or data.stat().st_size < end:
+            raise UserError(f"{data}: missing or cut short; {path.name} holds its weights there, so copy both files")

@@ -82,10 +82,11 @@ def _total_lines(account: Account) -> list[str]:
         f"in {totals['int8_kernels']} kernels",
         f"Q, K and V merged: {totals['merged_qkv']} of {totals['attention_layers']} layers",
         f"fused attention: {totals['fused_attention']} of {totals['attention_layers']} layers"
-        f" (multiplies {_counts(totals['attention_dtypes']) or 'nothing'})",
+        f" (operands: {_counts(totals['attention_dtypes']) or 'nothing'})",
     ]
     if totals["quantized_in"]:
         lines.append(f"inputs rounded to INT8 in a kernel with: {_counts(totals['quantized_in'])}")
+    lines.append(f"residual adds read: {_counts(totals['residual_reads']) or 'nothing'}")
     lines.append(
         f"steps that touch no INT8: {sum(totals['float_only_steps'].values())} of {totals['steps']}"
         f" ({_counts(totals['float_only_steps'])})"

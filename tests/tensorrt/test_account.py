@@ -81,6 +81,14 @@ def test_what_was_merged_and_what_attention_multiplies() -> None:
     assert account.totals()["merged_qkv"] == 0 and account.totals()["fused_attention"] == 0
 
 
+def test_what_residual_adds_read() -> None:
+    node = "layer0/{}/residual/Add layer0/{}/LayerNormalization"
+    steps = [
+        step("kgen", reads, node.format(part, part)) for part, reads in (("attention", "Half Float"), ("ffn", "Int8"))
+    ]
+    assert account_of(((1, 32),), steps).totals()["residual_reads"] == {"Float+Half": 1, "Int8": 1}
+
+
 def test_a_dense_layer_that_no_step_computes_is_not_int8() -> None:
     account = account_of(((1, 0),), FFN)
     assert {entry.kernel for entry in account.dense} == {"not found"}

@@ -149,6 +149,7 @@ def test_scales_that_cannot_be_are_told_by_name(tmp_path: Path, rtx, value: floa
     assert not list((tmp_path / "model").glob("*.engine"))
 
 
+@pytest.mark.filterwarnings("ignore:Use Deprecated:DeprecationWarning")
 def test_a_timing_cache_is_kept_and_a_broken_one_replaced(tmp_path: Path, rtx, monkeypatch) -> None:
     """On RTX, whose calls are there but do nothing: what is tested is that they are made as the bindings want them."""
     monkeypatch.setattr(engine_export, "has_timing_cache", lambda trt: True)

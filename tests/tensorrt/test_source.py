@@ -8,6 +8,7 @@ import onnx
 import pytest
 
 from bertjax.errors import UserError
+from bertjax.onnx import export as onnx_export
 from bertjax.onnx.export import export_onnx, source_digest
 from bertjax.tensorrt.source import prepare_onnx, source_from_directory, source_from_onnx
 from tests.models import tiny_config, write_random_model
@@ -51,6 +52,19 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         onnx.save(model, str(path))
         with pytest.raises(UserError, match="not an ONNX file that bertjax exported"):
             source_from_onnx(path, directory=None, flavour=None)
+
+
+def test_weights_that_are_not_beside_the_file_are_missed(model: Path, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_FROM", 1000)
+    path = export_onnx(model, flavour="trt", output=tmp_path / "x.onnx")
+    data = tmp_path / "x.onnx.data"
+    assert source_from_onnx(path, directory=model, flavour="trt").onnx_path == path
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"x\.onnx\.data: missing or cut short"):
+        source_from_onnx(path, directory=None, flavour=None)
+    data.unlink()
+    with pytest.raises(UserError, match=r"x\.onnx\.data: missing or cut short"):
+        source_from_onnx(path, directory=None, flavour=None)
 
 
 def test_flavours_that_tensorrt_cannot_take_are_refused(model: Path, tmp_path: Path) -> None:
