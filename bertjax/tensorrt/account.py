@@ -112,10 +112,9 @@ def _merges_qkv(query: DenseAccount) -> bool:
     return {f"{block}/key", f"{block}/value"} <= set(query.merged_with)
 
 
-def make_accounts(config: BertConfig, steps: Sequence[Step]) -> list[Account]:
-    """One account for each optimization profile that the steps name."""
-    profiles = range(1 + max((step.profile for step in steps), default=0))
-    return [_make_account(config, [step for step in steps if step.profile == profile]) for profile in profiles]
+def make_accounts(config: BertConfig, steps: Sequence[Step], *, profiles: int) -> list[Account]:
+    """One account for each optimization profile."""
+    return [_make_account(config, [step for step in steps if step.profile == index]) for index in range(profiles)]
 
 
 def _make_account(config: BertConfig, steps: Sequence[Step]) -> Account:

@@ -45,27 +45,33 @@ def export_engine(
     Raises:
       UserError: the model is incomplete, TensorRT is not installed, the settings do not fit, or the place cannot be
         written. All of this is found before the build.
-      WorkFailed: TensorRT could not build it, its log lacks the list of steps, or the disk is full.
+      WorkFailed: TensorRT could not build it, the disk is full, or the engine is written but its log lacks
+        the list of steps.
     """
     positions = source.config.max_position_embeddings
     if settings.seq[2] > positions:
         raise UserError(f"--seq {settings.seq[2]}: the model has max_position_embeddings = {positions}")
     trt = load_tensorrt()
     path = Path(output) if output else _default_path(source)
-    _check_place(path)
+    _check_place(path, "--output")
     cache = _timing_cache_path(trt, path, timing_cache)
+    if cache is not None:
+        _check_place(cache, "--timing-cache")
     source_sha256 = prepare_onnx(source)
     content = None if cache is None else cache.read_bytes() if cache.exists() else b""
     built = build_engine(trt, source.onnx_path, settings, timing_cache=content)
     steps, told_by = _read_steps(trt, built)
-    if not steps:
-        raise WorkFailed(f"{path}: the log of {trt.__name__} {trt.__version__} does not list the engine's steps")
-    accounts = make_accounts(source.config, steps)
+    accounts = make_accounts(source.config, steps, profiles=len(settings.batches))
     if cache is not None:
         write_file_aside(cache, built.timing_cache)
     record = _record(trt, source, source_sha256, settings, built, accounts) | {"account_from": told_by}
     write_file_aside(path, built.serialized)
     write_file_aside(record_path(path), json.dumps(record, indent=2) + "\n")
+    if not steps:
+        raise WorkFailed(
+            f"{path}: written, but the log of {trt.__name__} {trt.__version__} does not list the engine's steps,"
+            " so nothing is known of its kernels"
+        )
     return ExportedEngine(path=path, record_path=record_path(path), accounts=accounts)
 
 
@@ -74,10 +80,10 @@ def _default_path(source: Source) -> Path:
     return source.onnx_path.with_name(f"{name}.engine")
 
 
-def _check_place(path: Path) -> None:
+def _check_place(path: Path, flag: str) -> None:
     """Refuse a place that cannot be written now, and not after minutes of building."""
     if path.is_dir():
-        raise UserError(f"{path}: is a folder; --output names a file")
+        raise UserError(f"{path}: is a folder; {flag} names a file")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):

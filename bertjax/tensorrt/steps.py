@@ -73,7 +73,7 @@ def steps_from_inspector(text: str) -> list[Step]:
             return []
         fields = (_tensors_of(entry.get(field, [])) for field in ("Inputs", "Constants", "Outputs"))
         nodes = _NODE.findall(entry.get("Metadata", ""))
-        found.append(_step(entry["Name"], entry["LayerType"], *fields, entry.get("TacticName"), nodes))
+        found.append(_step(entry["Name"], entry.get("LayerType", ""), *fields, entry.get("TacticName"), nodes))
     return _with_profiles(found)
 
 
@@ -86,7 +86,7 @@ def _tensors(text: str) -> list[Tensor]:
 
 def _tensors_of(entries: list[dict[str, Any]]) -> list[Tensor]:
     return [
-        _tensor(entry["Name"], entry["Dimensions"], entry.get("Datatype") or entry.get("Format/Datatype", ""))
+        _tensor(entry["Name"], entry.get("Dimensions", []), entry.get("Datatype") or entry.get("Format/Datatype", ""))
         for entry in entries
     ]
 

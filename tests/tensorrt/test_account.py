@@ -35,7 +35,7 @@ FFN = [
 
 
 def account_of(layers: tuple[tuple[int, int], ...], steps: list[Step]) -> Account:
-    (account,) = make_accounts(tiny_config(layers), steps)
+    (account,) = make_accounts(tiny_config(layers), steps, profiles=1)
     return account
 
 
@@ -98,11 +98,11 @@ def test_a_dense_layer_that_no_step_computes_is_not_int8() -> None:
 def test_the_table_shows_a_second_profile_only_where_it_differs() -> None:
     config, settings = tiny_config(((0, 64),)), BuildSettings(batches=((1, 1, 1), (1, 2, 4)), seq=(16, 32, 64))
     same = [step("gemm", "Int8", "layer0/ffn/in/MatMul", weight=2048, profile=number) for number in (0, 1)]
-    lines = format_accounts(config, settings, make_accounts(config, same)).splitlines()
+    lines = format_accounts(config, settings, make_accounts(config, same, profiles=2)).splitlines()
     assert lines[0] == "profile 0: batch 1, 16 to 64 (best at 32) tokens"
     assert lines[3].split() == ["0", "0", "64", "-", "-", "-", "Int8", "not", "found", "-", "0"]
     assert lines[4] == "INT8 GEMMs: 1 of 2 encoder dense layers, in 1 kernels"
     assert "profile 1: batch 1 to 4 (best at 2), 16 to 64 (best at 32) tokens; layer by layer as profile 0" in lines
     other = [same[0], step("gemm", "Half", "layer0/ffn/in/MatMul", weight=2048, profile=1)]
-    text = format_accounts(config, settings, make_accounts(config, other))
+    text = format_accounts(config, settings, make_accounts(config, other, profiles=2))
     assert text.count("ffn out") == 2 and "INT8 GEMMs: 0 of 2" in text

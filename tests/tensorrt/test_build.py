@@ -96,6 +96,13 @@ def test_weights_beside_the_onnx_file_are_found(tmp_path: Path, rtx, monkeypatch
     assert engine.accounts[0].all_int8
 
 
+def test_an_engine_whose_log_is_not_understood_is_kept_and_told(tmp_path: Path, rtx, monkeypatch) -> None:
+    monkeypatch.setattr(engine_export, "steps_from_log", lambda log: [])
+    with pytest.raises(WorkFailed, match="model.engine: written, but the log of tensorrt_rtx .* nothing is known"):
+        export_engine(source_of(tmp_path / "model", tiny_config(((1, 32),))), SETTINGS)
+    assert json.loads((tmp_path / "model" / "engine.json").read_text())["engine_bytes"] > 0
+
+
 def test_a_graph_that_tensorrt_refuses_is_told_by_node(tmp_path: Path, rtx) -> None:
     write_random_model(tmp_path / "model", tiny_config(((1, 32),)), seed=0)
     path = export_onnx(tmp_path / "model", flavour="cpu")  # its zero point is 128
