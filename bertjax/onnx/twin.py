@@ -116,12 +116,14 @@ class Twin:
         if heads:
             shared = self._quantize(f"{prefix}.self.input_scale", x)
             query, key, value = (
-                self._split_heads(self._dense(f"{prefix}.self.{part}", shared), heads)  # [B, H, S, d]
+                self._split_heads(self._projected(f"{prefix}.self.{part}", shared), heads)  # [B, H, S, d]
                 for part in ("query", "key", "value")
             )
             scores = tf.matmul(query, key, transpose_b=True) / math.sqrt(self.config.head_size) + bias  # [B, H, S, S]
-            context = self._join_heads(tf.matmul(tf.nn.softmax(scores), value))
+            weights = self._quantize(f"{prefix}.self.weights_scale", tf.nn.softmax(scores))
+            context = self._join_heads(tf.matmul(weights, value))
             y = self._dense(output, self._quantize(f"{output}.input_scale", context))
+            x = shared if self._quantizes_residual() else x
         else:
             y = self.tensors[f"{output}.bias"]
         return self._layer_norm(f"{prefix}.output.LayerNorm", x + y)
@@ -130,7 +132,9 @@ class Twin:
         """`LayerNorm(x + ffn(x))`; with no units `LayerNorm(x + output bias)`."""
         inner, output = f"{prefix}.intermediate.dense", f"{prefix}.output.dense"
         if ffn:
-            y = self._dense(inner, self._quantize(f"{inner}.input_scale", x))  # [B, S, F]
+            quantized = self._quantize(f"{inner}.input_scale", x)
+            x = quantized if self._quantizes_residual() else x
+            y = self._dense(inner, quantized)  # [B, S, F]
             y = 0.5 * y * (1.0 + tf.math.erf(y / math.sqrt(2.0)))  # the exact GELU
             y = self._dense(output, self._quantize(f"{output}.input_scale", y))
         else:
@@ -138,7 +142,15 @@ class Twin:
         return self._layer_norm(f"{prefix}.output.LayerNorm", x + y)
 
     def _quantize(self, scale: str, x: tf.Tensor) -> tf.Tensor:
-        return fake_quantize(x, self.tensors[scale]) if self.config.quantization else x
+        """`x` on its grid, if the model has a scale for it."""
+        return fake_quantize(x, self.tensors[scale]) if scale in self.tensors else x
+
+    def _quantizes_residual(self) -> bool:
+        return self.config.quantization is not None and self.config.quantization.residual
+
+    def _projected(self, name: str, x: tf.Tensor) -> tf.Tensor:
+        """Q, K or V, on its grid if it has one."""
+        return self._quantize(f"{name}_scale", self._dense(name, x))
 
     def _dense(self, name: str, x: tf.Tensor) -> tf.Tensor:
         """`x @ weight.T + bias`, with `x` as it comes and the weight on its grid where the model is quantized."""

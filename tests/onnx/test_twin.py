@@ -12,9 +12,9 @@ import onnxruntime
 import pytest
 
 from bertjax import modeldir
-from bertjax.config import BertConfig
+from bertjax.config import BertConfig, Quantization
 from bertjax.onnx.export import export_onnx, export_twin, source_digest
-from tests.models import random_tensors, tiny_config, write_random_model
+from tests.models import PLACEMENTS, random_tensors, tiny_config, write_random_model
 from tests.onnx.reference import Reference
 from tests.onnx.test_emit import make_batch, relative_l2
 
@@ -48,8 +48,9 @@ def test_unquantized_logits_are_the_emitters(tmp_path: Path) -> None:
     np.testing.assert_allclose(twin, emitter, atol=1e-4)
 
 
-def test_quantized_logits_are_the_emitters_on_a_tiny_shape(tmp_path: Path) -> None:
-    config = tiny_config(((2, 64), (0, 32), (1, 0)))
+@pytest.mark.parametrize("placement", [PLACEMENTS[0], PLACEMENTS[-1]])
+def test_quantized_logits_are_the_emitters_on_a_tiny_shape(tmp_path: Path, placement: Quantization) -> None:
+    config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=placement)
     for seed in range(100):
         parameters = random_tensors(config, seed=seed)
         parameters["bert.encoder.layer.0.output.dense.weight"][0, :2] = (-100.0, 100.0)  # beyond the scale: clipped
