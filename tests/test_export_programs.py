@@ -55,6 +55,15 @@ def test_to_onnx_refuses_one_file_for_two_flavours(tmp_path: Path) -> None:
     assert "--output names one file" in done.stderr
 
 
+@pytest.mark.parametrize(("quantized", "code", "share"), [(True, 0, "12 of 12"), (False, 1, "0 of 12")])
+def test_check_cpu_tells_and_demands_integer_kernels(tmp_path: Path, quantized: bool, code: int, share: str) -> None:
+    write_random_model(tmp_path / "model", tiny_config(quantized=quantized), seed=0)
+    done = run(tmp_path, "check_cpu.py", "--model", "model", "--backend", "onnxruntime", "--require-int8")
+    assert done.returncode == code, done.stderr
+    assert f"encoder dense layers on integer kernels: {share}" in done.stdout
+    assert ("layer1/ffn/out" in done.stderr) == (not quantized)
+
+
 @needs_rtx
 def test_to_trt_prints_the_account(tmp_path: Path) -> None:
     write_random_model(tmp_path / "model", tiny_config(), seed=0)

@@ -1,9 +1,14 @@
+import os
+import shutil
+
 import numpy as np
 import pytest
 
 from bertjax.errors import UserError
 from bertjax.mlperf import backend, cpu
-from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf.backend import CPU_ENGINES, open_backend
+from bertjax.mlperf.kernels import check_engine
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from tests.models import tiny_config, write_random_model
 
 LENGTHS = (128, 77, 40)
@@ -69,6 +74,58 @@ def test_saturating_inputs_stay_exact(tmp_path):
         found = open_backend(name, directory, streams=1, threads=1, longest=128).infer(*feed)
         error = np.linalg.norm(np.subtract(found, wanted)) / np.linalg.norm(wanted)
         assert error < 0.03, f"{name}: {error}"
+
+
+@pytest.mark.parametrize("name", CPU_ENGINES)
+def test_every_dense_layer_runs_on_an_integer_kernel(run_dir, plain_model, name):
+    kernels, description = check_engine(run_dir / "student-int8", name)
+    assert len(kernels) == 12 and "not found" not in {entry.kernel for entry in kernels}
+    switched_off = name == "openvino" and cpu.saturates_int8()
+    assert {entry.integer for entry in kernels} == {not switched_off}, [description, kernels]
+    plain, _ = check_engine(plain_model, name)
+    assert {entry.integer for entry in plain} == {False} and "not found" not in {entry.kernel for entry in plain}
+
+
+def test_switched_off_integer_kernels_are_noticed_and_come_from_no_cache(run_dir, monkeypatch):
+    check_engine(run_dir / "student-int8", "openvino")  # leaves a compiled model behind
+    monkeypatch.setattr(cpu, "saturates_int8", lambda: True)
+    kernels, description = check_engine(run_dir / "student-int8", "openvino")
+    assert {entry.integer for entry in kernels} == {False} and "INT8 grid in FP32" in description
+
+
+def test_a_compiled_model_is_kept_and_never_served_stale(tmp_path, inputs):
+    """The second graph has the first one's place, size and time of change."""
+    config, graphs = tiny_config(quantized=False), []
+    for seed in (1, 2):
+        write_random_model(tmp_path / str(seed), config, seed=seed)
+        graphs.append(backend.cpu_graph(tmp_path / str(seed), config))
+    first, second = graphs
+    fresh = [OpenVINOBackend(graph, config, streams=1, threads=1).infer(*inputs) for graph in graphs]
+    (compiled,) = tmp_path.glob("1/model.onnx.openvino/*/*")
+    written = compiled.stat().st_mtime_ns
+    again = OpenVINOBackend(first, config, streams=1, threads=1).infer(*inputs)
+    assert compiled.stat().st_mtime_ns == written
+    np.testing.assert_array_equal(again, fresh[0])
+
+    times, size = first.stat(), first.stat().st_size
+    shutil.copyfile(second, first)
+    os.utime(first, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert first.stat().st_size == size
+    np.testing.assert_array_equal(OpenVINOBackend(first, config, streams=1, threads=1).infer(*inputs), fresh[1])
+    assert not compiled.exists()
+
+
+def test_a_place_that_cannot_be_written_keeps_no_compiled_model(plain_model, inputs):
+    config = backend.BertConfig.from_json(plain_model / "config.json")
+    graph = backend.cpu_graph(plain_model, config)
+    place = graph.with_name("model.onnx.openvino")
+    shutil.rmtree(place, ignore_errors=True)
+    place.write_text("")  # in the way, for root too
+    try:
+        starts, _ = OpenVINOBackend(graph, config, streams=1, threads=1).infer(*inputs)
+    finally:
+        place.unlink()
+    assert np.isfinite(starts).all()
 
 
 def test_auto_follows_the_cpu(run_dir, plain_model, monkeypatch):
