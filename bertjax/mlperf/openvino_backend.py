@@ -44,6 +44,9 @@ class OpenVINOBackend:
         # for ever, and nothing here goes to the network; without this module openvino takes its silent stand-in.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         openvino = require("openvino", self.name, "pip install openvino")
+        # The first call ever of to_dtype, which every inference makes, fills a table under a lock of C++ and lets go of
+        # Python's meanwhile: two threads that make it at once wait for each other for ever. Later ones read the table.
+        openvino.Type.i64.to_dtype()
         core = openvino.Core()
         if bf16 is None:
             bf16 = config.quantization is not None and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
