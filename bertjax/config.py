@@ -20,11 +20,18 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How the INT8 scales of a model directory came to be. The scales are tensors in `model.safetensors`."""
+    """What of a model directory is INT8, and how its scales came to be. The scales are tensors in `model.safetensors`.
+
+    Inputs and weights of the encoder's dense layers always are. `attention` adds Q, K, V and the softmax's output, the
+    inputs of the two attention products. `residual` lets a block's residual add read what its first dense layer reads,
+    so that the LayerNorm before it needs to write nothing but INT8.
+    """
 
     calibrator: str  # max, percentile, entropy or mse
     calibration_examples: int
     trained: bool  # True after quantization-aware training, False after calibration alone
+    attention: bool = False
+    residual: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -90,6 +97,15 @@ class BertConfig:
             raise UserError(f"{path}: not a JSON object; a config.json of a BERT is wanted")
         return _parse(raw, path)
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], path: Path) -> BertConfig:
+        """The config that `to_dict` gave; errors name `path`, where it was found.
+
+        Raises:
+          UserError: it is no BERT config, or its numbers contradict each other.
+        """
+        return _parse(raw, path)
+
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` of this shape: Hugging Face's fields, the per-layer ones and the quantization record."""
         return {
@@ -134,11 +150,11 @@ def _parse(raw: dict[str, Any], path: Path) -> BertConfig:
     ffn_per_layer = raw.get("ffn_per_layer", [raw["intermediate_size"]] * count)
     if len(heads_per_layer) != count or len(ffn_per_layer) != count:
         raise UserError(f"{path}: heads_per_layer and ffn_per_layer must have num_hidden_layers = {count} entries")
-    record = raw.get("quantization")
+    record, known = raw.get("quantization"), [field.name for field in dataclasses.fields(Quantization)]
     try:
         quantization = Quantization(**record) if record else None
     except TypeError:
-        raise UserError(f"{path}: quantization: fields are calibrator, calibration_examples, trained") from None
+        raise UserError(f"{path}: quantization: fields are {', '.join(known)}") from None
     return BertConfig(
         vocab_size=raw["vocab_size"],
         hidden_size=hidden,

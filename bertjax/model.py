@@ -47,7 +47,7 @@ jax.tree_util.register_dataclass(Gates, data_fields=["heads", "ffn"], meta_field
 class Context:
     """What a forward pass carries through the layers beside the activations.
 
-    `observe(name, x)` is told the input of every quantized dense layer, under the name of its scale.
+    `observe(name, x)` is told every activation that may be quantized, [B, S, ...], under the name of its scale.
     `dropout_key` None means no dropout.
     """
 
@@ -103,6 +103,10 @@ class LayerNorm(nnx.Module):
         return (normed * self.weight[...] + self.bias[...]).astype(x.dtype)
 
 
+def _on_grid(x: jax.Array, scale: Scale | None) -> jax.Array:
+    return x if scale is None else quantize_activation(x, scale[...])
+
+
 class Dense(nnx.Module):
     """`y = x W^T + b`. In a quantized model W passes through its INT8 grid, and x too if the scale is its own."""
 
@@ -114,8 +118,7 @@ class Dense(nnx.Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         weight = self.weight[...]
-        if self.input_scale is not None:
-            x = quantize_activation(x, self.input_scale[...])
+        x = _on_grid(x, self.input_scale)
         if self.weight_scale is not None:
             weight = quantize_weight(weight, self.weight_scale[...])
         y = jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
@@ -153,22 +156,36 @@ class SelfAttention(nnx.Module):
         make = lambda: Dense(config.hidden_size, width, rngs=rngs, quantized=quantized, own_input=False)  # noqa: E731
         self.query, self.key, self.value = make(), make(), make()
         self.input_scale = Scale(jnp.ones(())) if quantized else None
+        products = quantized and config.quantization.attention
+        self.query_scale, self.key_scale, self.value_scale, self.weights_scale = (
+            Scale(jnp.ones(())) if products else None for _ in range(4)
+        )
         self.heads, self.head_size, self.dropout = heads, config.head_size, config.attention_dropout
 
     def __call__(self, x: jax.Array, context: Context, index: int) -> jax.Array:
-        if self.input_scale is not None:
-            x = quantize_activation(x, self.input_scale[...])
+        x = _on_grid(x, self.input_scale)
         split = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (
-            dense(x).reshape(split).transpose(0, 2, 1, 3) for dense in (self.query, self.key, self.value)
+            self._product_input(part, dense(x).reshape(split).transpose(0, 2, 1, 3), scale, context, index)
+            for part, dense, scale in (
+                ("query", self.query, self.query_scale),
+                ("key", self.key, self.key_scale),
+                ("value", self.value, self.value_scale),
+            )
         )
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(self.head_size).astype(x.dtype)
         weights = jax.nn.softmax(scores.astype(jnp.float32) + context.bias, axis=-1).astype(x.dtype)
+        weights = self._product_input("weights", weights, self.weights_scale, context, index)
         weights = context.dropout(weights, self.dropout, 3 * index)
         mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value).transpose(0, 2, 1, 3)
         if context.gates is not None:
             mixed = mixed * context.gates.heads[index][:, None, :, None]
         return mixed.reshape(*x.shape[:2], -1)
+
+    def _product_input(self, part: str, x: jax.Array, scale: Scale | None, context: Context, index: int) -> jax.Array:
+        """An input of an attention product, [B, H, S, ...], on its grid if it has one."""
+        context.tell(f"bert.encoder.layer.{index}.attention.self.{part}_scale", x.swapaxes(1, 2))
+        return _on_grid(x, scale)
 
 
 class BlockOutput(nnx.Module):
@@ -207,10 +224,17 @@ class Layer(nnx.Module):
         self.attention = Attention(config, shape.heads, rngs=rngs)
         self.intermediate = Intermediate(config, shape.ffn, rngs=rngs) if shape.ffn else None
         self.output = BlockOutput(config, shape.ffn, rngs=rngs)
+        self.quantized_residual = config.quantization is not None and config.quantization.residual
 
     def __call__(self, x: jax.Array, context: Context, index: int) -> jax.Array:
-        x = self.attention.output(self.mix(x, context, index), x, context, 3 * index + 1)
-        return self.output(self.widen(x, context, index), x, context, 3 * index + 2)
+        residual = self._residual(x, self.attention.self)
+        x = self.attention.output(self.mix(x, context, index), residual, context, 3 * index + 1)
+        residual = self._residual(x, self.intermediate and self.intermediate.dense)
+        return self.output(self.widen(x, context, index), residual, context, 3 * index + 2)
+
+    def _residual(self, x: jax.Array, first: SelfAttention | Dense | None) -> jax.Array:
+        """What a block's residual add reads: its input, on the grid of its first dense layer if that is asked for."""
+        return _on_grid(x, first.input_scale) if self.quantized_residual and first is not None else x
 
     def mix(self, x: jax.Array, context: Context, index: int) -> jax.Array | None:
         """The attention block up to its output projection, [B, S, H d]; None where it is gone."""

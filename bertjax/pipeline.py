@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bertjax import inputs, modeldir, records
-from bertjax.config import BertConfig, count_macs
+from bertjax.config import BertConfig, Quantization, count_macs
 from bertjax.data import download
 from bertjax.data.answers import write_predictions
 from bertjax.data.dataset import Dataset, load_dataset
@@ -159,9 +159,10 @@ def _claim(settings: RunSettings) -> None:
         found = json.loads(path.read_text())
     except json.JSONDecodeError:
         raise UserError(f"{path}: not valid JSON; give another --output") from None
-    changed = [name for name in wanted if found.get(name) != wanted[name]]
+    found = json.loads(json.dumps(to_dict(RunSettings()))) | found  # a field that is newer than the run
+    changed = [name for name in wanted if found[name] != wanted[name]]
     if changed:
-        what = ", ".join(f"{name} was {found.get(name)!r} and is now {wanted[name]!r}" for name in changed)
+        what = ", ".join(f"{name} was {found[name]!r} and is now {wanted[name]!r}" for name in changed)
         raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
 
 
@@ -324,10 +325,16 @@ def _distill(run: Run) -> None:
 def _calibrate(run: Run) -> None:
     config, params = run.load("distilled")
     with run.timed("ptq"):
-        examples = min(run.settings.calibration_examples, len(run.datasets[0].windows))
-        ranges = record_ranges(config, params, run.datasets[0], examples=examples, seed=run.settings.seed)
-        config, params = quantize(config, params, ranges, calibrator=run.settings.calibrator, examples=examples)
-        run.save("ptq", config, params)
+        record = Quantization(
+            calibrator=run.settings.calibrator,
+            calibration_examples=min(run.settings.calibration_examples, len(run.datasets[0].windows)),
+            trained=False,
+            attention="attention" in run.settings.quantize_also,
+            residual="residual" in run.settings.quantize_also,
+        )
+        config = dataclasses.replace(config, quantization=record)
+        ranges = record_ranges(config, params, run.datasets[0], seed=run.settings.seed)
+        run.save("ptq", config, quantize(config, params, ranges))
 
 
 def _qat(run: Run) -> None:

@@ -74,6 +74,12 @@ class RunSettings:
     relation_weight: float = _flag(0.0, "weight of the difference between the tokens' relations in the last layer")
     cache_gib: float = _flag(16.0, "keep the teacher's outputs on disk if they take at most this many GiB")
     calibrator: str = _flag("mse", "how activation ranges are chosen", choices=("max", "percentile", "entropy", "mse"))
+    quantize_also: tuple[str, ...] = _flag(
+        (),
+        "INT8 beside the dense layers: the inputs of the attention products, the residual adds",
+        nargs="*",
+        choices=("attention", "residual"),
+    )
     calibration_examples: int = _flag(256, "training windows that are looked at for the ranges")
     qat_epochs: float = _flag(0.5, "epochs of quantization-aware distillation")
     qat_batch_size: int = _flag(32, "windows per step of quantization-aware distillation")
@@ -101,4 +107,7 @@ class RunSettings:
 
 def to_dict(settings: RunSettings) -> dict[str, Any]:
     """As JSON holds it."""
-    return dataclasses.asdict(settings) | {"skip": list(settings.skip)}
+    return dataclasses.asdict(settings) | {
+        "skip": list(settings.skip),
+        "quantize_also": list(settings.quantize_also),
+    }

@@ -55,6 +55,22 @@ def dense_sites(config: BertConfig) -> Iterator[DenseSite]:
             yield DenseSite(name, f"{name}.input_scale", layer.ffn, hidden)
 
 
+def activation_scales(config: BertConfig) -> tuple[str, ...]:
+    """The names of a quantized model's activation scales: dense inputs, and those of the attention products."""
+    names = dict.fromkeys(site.input_scale for site in dense_sites(config))
+    if config.quantization and config.quantization.attention:
+        for index, layer in enumerate(config.layers):
+            if layer.heads:
+                names |= dict.fromkeys(attention_product_scales(index).values())
+    return tuple(names)
+
+
+def attention_product_scales(index: int) -> dict[str, str]:
+    """A layer's scales of Q, K, V and the softmax's output, by part; held where `quantization.attention` is set."""
+    prefix = f"{layer_prefix(index)}.attention.self"
+    return {part: f"{prefix}.{part}_scale" for part in ("query", "key", "value", "weights")}
+
+
 def embedding_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
     hidden = config.hidden_size
     return {
@@ -102,12 +118,9 @@ def masked_lm_head_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
 
 
 def scale_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """The INT8 scales of a quantized model, all float32: one per input, one per output channel of each weight."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for site in dense_sites(config):
-        shapes[site.input_scale] = ()
-        shapes[site.weight_scale] = (site.outputs,)
-    return shapes
+    """The INT8 scales of a quantized model, all float32: one per activation, one per output channel of each weight."""
+    shapes: dict[str, tuple[int, ...]] = {site.weight_scale: (site.outputs,) for site in dense_sites(config)}
+    return shapes | dict.fromkeys(activation_scales(config), ())
 
 
 def question_answering_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:

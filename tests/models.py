@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import string
 import tempfile
@@ -14,21 +15,31 @@ from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 
 QUANTIZATION = Quantization(calibrator="max", calibration_examples=8, trained=False)
+PLACEMENTS = tuple(
+    dataclasses.replace(QUANTIZATION, attention=attention, residual=residual)
+    for attention in (False, True)
+    for residual in (False, True)
+)
 
 _WORDS = ("the", "of", "and", "in", "to", "was", "is", "by", "who", "what", "when", "where", "city", "river", "king")
 
 
 def tiny_config(
-    layers: tuple[tuple[int, int], ...] = ((2, 64), (1, 32)), *, quantized: bool = True, head_size: int = 16
+    layers: tuple[tuple[int, int], ...] = ((2, 64), (1, 32)),
+    *,
+    quantized: bool | Quantization = True,
+    head_size: int = 16,
 ) -> BertConfig:
     """A config with `layers` as (heads, ffn) pairs, a hidden size of two heads, and `vocabulary()`."""
+    if isinstance(quantized, bool):
+        quantized = QUANTIZATION if quantized else None
     return BertConfig(
         vocab_size=len(vocabulary()),
         hidden_size=2 * head_size,
         head_size=head_size,
         layers=tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in layers),
         max_position_embeddings=512,
-        quantization=QUANTIZATION if quantized else None,
+        quantization=quantized,
     )
 
 
@@ -59,7 +70,10 @@ def random_tensors(config: BertConfig, *, seed: int) -> modeldir.Tensors:
         for site in tensors.dense_sites(config):
             amax = np.abs(parameters[site.weight]).max(axis=1)
             parameters[site.weight_scale] = (np.where(amax > 0, amax, 127.0) / 127).astype(np.float32)
-            parameters[site.input_scale] = np.array(rng.uniform(1.5, 3.5) / 127, np.float32)
+        for name in tensors.activation_scales(config):
+            # The softmax's output lies between 0 and 1, everything else is of order 1.
+            largest = rng.uniform(0.6, 1.0) if name.endswith("weights_scale") else rng.uniform(1.5, 3.5)
+            parameters[name] = np.array(largest / 127, np.float32)
     return parameters
 
 

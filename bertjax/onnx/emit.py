@@ -126,10 +126,11 @@ def _layer_norm(graph: Graph, config: BertConfig, parameters: Tensors, scope: st
     )
 
 
-def _quantized_input(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite) -> str:
-    if site.input_scale not in parameters:
+def _quantized(graph: Graph, scope: str, x: str, parameters: Tensors, scale_name: str) -> str:
+    """`x` on its INT8 grid, if the model has a scale for it."""
+    if scale_name not in parameters:
         return x
-    return fake_quantize(graph, scope, x, site.input_scale, parameters[site.input_scale])
+    return fake_quantize(graph, scope, x, scale_name, parameters[scale_name])
 
 
 def _attention(
@@ -144,48 +145,61 @@ def _attention(
 ) -> str:
     """`LayerNorm(x + attention(x))`; with no heads `LayerNorm(x + output bias)`."""
     scope, prefix = f"layer{index}/attention", f"{tensors.layer_prefix(index)}.attention"
-    output = f"{prefix}.output.dense"
+    output, residual = f"{prefix}.output.dense", x
     if heads:
-        query = sites[f"{prefix}.self.query"]
-        shared = _quantized_input(graph, f"{scope}/input", x, parameters, query)
+        shared = _quantized(graph, f"{scope}/input", x, parameters, f"{prefix}.self.input_scale")
+        residual = shared if _quantizes_residual(config) else x
         query, key, value = (
             dense(graph, f"{scope}/{part}", shared, parameters, sites[f"{prefix}.self.{part}"])
             for part in ("query", "key", "value")
         )
-        y = _attention_products(graph, scope, heads, config.head_size, query, key, value, mask_bias)
-        y = _quantized_input(graph, f"{scope}/out/input", y, parameters, sites[output])
+        y = _attention_products(graph, config, parameters, index, heads, (query, key, value), mask_bias)
+        y = _quantized(graph, f"{scope}/out/input", y, parameters, sites[output].input_scale)
         y = dense(graph, f"{scope}/out", y, parameters, sites[output])
     else:
         y = graph.parameter(f"{output}.bias", parameters[f"{output}.bias"])
-    x = graph.node(f"{scope}/residual/Add", "Add", y, x)
+    x = graph.node(f"{scope}/residual/Add", "Add", y, residual)
     return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
 
 
+def _quantizes_residual(config: BertConfig) -> bool:
+    return config.quantization is not None and config.quantization.residual
+
+
 def _attention_products(
-    graph: Graph, scope: str, heads: int, head_size: int, query: str, key: str, value: str, mask_bias: str
+    graph: Graph,
+    config: BertConfig,
+    parameters: Tensors,
+    index: int,
+    heads: int,
+    projected: tuple[str, str, str],
+    mask_bias: str,
 ) -> str:
     """`softmax(query @ key.T / sqrt(head_size) + mask) @ value`: four times `[batch, seq, heads * head_size]`.
 
     A single head stays three-dimensional: TensorRT finds its fused attention kernel in that form, but not in
     one with a heads axis of 1.
     """
+    scope, head_size = f"layer{index}/attention", config.head_size
+    scales = tensors.attention_product_scales(index)
 
     def by_head(part: str, x: str, perm: list[int]) -> str:
-        if heads == 1:
-            return x if part != "key" else graph.node(f"{scope}/key/Transpose", "Transpose", x, perm=[0, 2, 1])
-        split = graph.integers([0, 0, heads, head_size])  # 0: this axis as it is
-        x = graph.node(f"{scope}/{part}/Reshape", "Reshape", x, split)
-        return graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=perm)
+        if heads > 1:
+            split = graph.integers([0, 0, heads, head_size])  # 0: this axis as it is
+            x = graph.node(f"{scope}/{part}/Reshape", "Reshape", x, split)
+            x = graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=perm)
+        elif part == "key":
+            x = graph.node(f"{scope}/key/Transpose", "Transpose", x, perm=[0, 2, 1])
+        return _quantized(graph, f"{scope}/{part}", x, parameters, scales[part])
 
-    query = by_head("query", query, [0, 2, 1, 3])
-    key = by_head("key", key, [0, 2, 3, 1])
-    value = by_head("value", value, [0, 2, 1, 3])
+    query, key, value = map(by_head, ("query", "key", "value"), projected, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]))
     between = [1] if heads == 1 else [1, 2]
     mask_bias = graph.node(f"{scope}/mask/Unsqueeze", "Unsqueeze", mask_bias, graph.integers(between))
     scores = graph.node(f"{scope}/scores/MatMul", "MatMul", query, key)
     scores = graph.node(f"{scope}/scores/Mul", "Mul", scores, graph.scalar(1.0 / math.sqrt(head_size)))
     scores = graph.node(f"{scope}/scores/Add", "Add", scores, mask_bias)
     weights = graph.node(f"{scope}/Softmax", "Softmax", scores, axis=-1)
+    weights = _quantized(graph, f"{scope}/weights", weights, parameters, scales["weights"])
     y = graph.node(f"{scope}/context/MatMul", "MatMul", weights, value)
     if heads == 1:
         return y
@@ -203,17 +217,18 @@ def _ffn(
     x: str,
 ) -> str:
     """`LayerNorm(x + ffn(x))`; with no units `LayerNorm(x + output bias)`."""
-    scope, prefix = f"layer{index}/ffn", tensors.layer_prefix(index)
+    scope, prefix, residual = f"layer{index}/ffn", tensors.layer_prefix(index), x
     if ffn:
         inner, outer = sites[f"{prefix}.intermediate.dense"], sites[f"{prefix}.output.dense"]
-        y = _quantized_input(graph, f"{scope}/in/input", x, parameters, inner)
+        y = _quantized(graph, f"{scope}/in/input", x, parameters, inner.input_scale)
+        residual = y if _quantizes_residual(config) else x
         y = dense(graph, f"{scope}/in", y, parameters, inner)
         y = graph.node(f"{scope}/Gelu", "Gelu", y, approximate="none")
-        y = _quantized_input(graph, f"{scope}/out/input", y, parameters, outer)
+        y = _quantized(graph, f"{scope}/out/input", y, parameters, outer.input_scale)
         y = dense(graph, f"{scope}/out", y, parameters, outer)
     else:
         y = graph.parameter(f"{prefix}.output.dense.bias", parameters[f"{prefix}.output.dense.bias"])
-    x = graph.node(f"{scope}/residual/Add", "Add", y, x)
+    x = graph.node(f"{scope}/residual/Add", "Add", y, residual)
     return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
 
 

@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bertjax.config import BertConfig, Quantization
+from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
 from bertjax.fakequant import weight_scale
 from bertjax.model import BertForQuestionAnswering, Params, bind
-from bertjax.quantization.calibrators import BINS, Calibrator, choose_amax
-from bertjax.tensors import dense_sites
+from bertjax.quantization.calibrators import BINS, choose_amax
+from bertjax.tensors import activation_scales, dense_sites
 
 BATCH_TOKENS = 2048
 LENGTH_MULTIPLE = 64
@@ -31,12 +31,17 @@ class Ranges:
     largest: Mapping[str, float]
 
 
-def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, examples: int, seed: int) -> Ranges:
-    """Histograms of the inputs of every quantized dense layer over `examples` windows; padding is left out.
+def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, seed: int) -> Ranges:
+    """Histograms of every activation that has a scale, over the record's number of windows; padding is left out.
 
     Two passes: the first finds the largest magnitudes, the second fills the bins.
+
+    Args:
+      config: with `quantization` set; the model itself runs in floating point.
+      params: without scales.
     """
-    chosen = np.random.default_rng(seed).permutation(len(dataset.windows))[:examples]
+    chosen = np.random.default_rng(seed).permutation(len(dataset.windows))[: config.quantization.calibration_examples]
+    names = activation_scales(config)
     config = dataclasses.replace(config, quantization=None)
 
     @jax.jit
@@ -44,7 +49,7 @@ def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, examp
         seen: dict[str, jax.Array] = {}
         module = bind(BertForQuestionAnswering, config, params)
         module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], observe=seen.__setitem__)
-        return {name: jnp.abs(value) for name, value in seen.items()}
+        return {name: jnp.abs(seen[name]) for name in names}
 
     batches = batching.filled_batches(
         dataset.windows,
@@ -76,16 +81,13 @@ def _histogram(magnitudes: np.ndarray, largest: float) -> np.ndarray:
     return np.bincount(bins, minlength=BINS).astype(np.float64)
 
 
-def quantize(
-    config: BertConfig, params: Params, ranges: Ranges, *, calibrator: Calibrator, examples: int
-) -> tuple[BertConfig, Params]:
-    """The INT8 form of a floating-point model: its config with the record, its arrays with the scales beside them."""
-    record = Quantization(calibrator=calibrator, calibration_examples=examples, trained=False)
+def quantize(config: BertConfig, params: Params, ranges: Ranges) -> Params:
+    """A floating-point model's arrays with the scales beside them that `config.quantization` asks for."""
     scaled = dict(params) | weight_scales(config, params)
-    for name in dict.fromkeys(site.input_scale for site in dense_sites(config)):
-        amax = choose_amax(ranges.counts[name], ranges.largest[name], calibrator)
+    for name in activation_scales(config):
+        amax = choose_amax(ranges.counts[name], ranges.largest[name], config.quantization.calibrator)
         scaled[name] = jnp.float32(np.float32(amax) / np.float32(127.0))
-    return dataclasses.replace(config, quantization=record), scaled
+    return scaled
 
 
 def weight_scales(config: BertConfig, params: Mapping[str, jax.Array]) -> Params:

@@ -6,10 +6,9 @@ import dataclasses
 import math
 
 import numpy as np
+from scipy.special import erf
 
 from bertjax.config import BertConfig
-
-_erf = np.vectorize(math.erf, otypes=[np.float64])
 
 
 @dataclasses.dataclass
@@ -29,16 +28,18 @@ class Reference:
         x = self._layer_norm(f"{embeddings}.LayerNorm", x)
         for index, layer in enumerate(self.config.layers):
             prefix = f"bert.encoder.layer.{index}"
-            y = self._get(f"{prefix}.attention.output.dense.bias")
+            y, skip = self._get(f"{prefix}.attention.output.dense.bias"), x
             if layer.heads:
                 y = self._attention(prefix, layer.heads, x, attention_mask)
-            x = self._layer_norm(f"{prefix}.attention.output.LayerNorm", x + y)
-            y = self._get(f"{prefix}.output.dense.bias")
+                skip = self._residual(f"{prefix}.attention.self.input_scale", x)
+            x = self._layer_norm(f"{prefix}.attention.output.LayerNorm", skip + y)
+            y, skip = self._get(f"{prefix}.output.dense.bias"), x
             if layer.ffn:
+                skip = self._residual(f"{prefix}.intermediate.dense.input_scale", x)
                 y = self._dense(f"{prefix}.intermediate.dense", f"{prefix}.intermediate.dense.input_scale", x)
-                y = y * 0.5 * (1.0 + _erf(y / math.sqrt(2.0)))
+                y = y * 0.5 * (1.0 + erf(y / math.sqrt(2.0)))
                 y = self._dense(f"{prefix}.output.dense", f"{prefix}.output.dense.input_scale", y)
-            x = self._layer_norm(f"{prefix}.output.LayerNorm", x + y)
+            x = self._layer_norm(f"{prefix}.output.LayerNorm", skip + y)
         logits = x @ self._get("qa_outputs.weight").T + self._get("qa_outputs.bias")
         return np.moveaxis(logits, -1, 0)
 
@@ -54,27 +55,40 @@ class Reference:
     def _dense(self, name: str, input_scale: str, x: np.ndarray) -> np.ndarray:
         weight = self._get(f"{name}.weight")
         if self.config.quantization:
-            scale = self._get(input_scale)
-            steps = x / scale
-            self.margin = min(self.margin, np.abs(steps - np.floor(steps) - 0.5).min())
-            x = np.clip(np.round(steps), -128, 127) * scale
+            x = self._rounded(input_scale, x)
             scales = self._get(f"{name}.weight_scale")[:, None]
             # The integers are those of a float32 division: a float64 one could round the other way.
             integers = np.round(self.tensors[f"{name}.weight"] / self.tensors[f"{name}.weight_scale"][:, None])
             weight = np.clip(integers, -127, 127) * scales
         return x @ weight.T + self._get(f"{name}.bias")
 
+    def _rounded(self, scale_name: str, x: np.ndarray) -> np.ndarray:
+        scale = self._get(scale_name)
+        steps = x / scale
+        self.margin = min(self.margin, np.abs(steps - np.floor(steps) - 0.5).min())
+        return np.clip(np.round(steps), -128, 127) * scale
+
+    def _residual(self, scale_name: str, x: np.ndarray) -> np.ndarray:
+        quantized = self.config.quantization and self.config.quantization.residual
+        return self._rounded(scale_name, x) if quantized else x
+
+    def _product(self, scale_name: str, x: np.ndarray) -> np.ndarray:
+        quantized = self.config.quantization and self.config.quantization.attention
+        return self._rounded(scale_name, x) if quantized else x
+
     def _attention(self, prefix: str, heads: int, x: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         batch, seq, _ = x.shape
-        size, shared = self.config.head_size, f"{prefix}.attention.self.input_scale"
+        size, own = self.config.head_size, f"{prefix}.attention.self"
         query, key, value = (
-            self._dense(f"{prefix}.attention.self.{part}", shared, x).reshape(batch, seq, heads, size)
+            self._product(f"{own}.{part}_scale", self._dense(f"{own}.{part}", f"{own}.input_scale", x)).reshape(
+                batch, seq, heads, size
+            )
             for part in ("query", "key", "value")
         )
         scores = np.einsum("bqhd,bkhd->bhqk", query, key) / math.sqrt(size)
         scores = np.where(attention_mask[:, None, None, :] == 1, scores, -np.inf)
         weights = np.exp(scores - scores.max(-1, keepdims=True))
-        weights /= weights.sum(-1, keepdims=True)
+        weights = self._product(f"{own}.weights_scale", weights / weights.sum(-1, keepdims=True))
         context = np.einsum("bhqk,bkhd->bqhd", weights, value).reshape(batch, seq, heads * size)
         output = f"{prefix}.attention.output.dense"
         return self._dense(output, f"{output}.input_scale", context)

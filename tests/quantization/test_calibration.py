@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -14,8 +16,8 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.model import BertForQuestionAnswering, bind, init_params
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.quantization.calibrators import BINS, CALIBRATORS, choose_amax
-from bertjax.tensors import dense_sites, question_answering_shapes
-from tests.models import tiny_config, write_random_model
+from bertjax.tensors import activation_scales, question_answering_shapes
+from tests.models import PLACEMENTS, tiny_config, write_random_model
 
 
 def _histogram(values: np.ndarray) -> tuple[np.ndarray, float]:
@@ -82,7 +84,8 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
     ]
     dataset = from_examples(examples, load_tokenizer(tmp_path / "m"), WindowSettings(max_seq=60, max_query=8))
     params = init_params(BertForQuestionAnswering, config, seed=2)
-    ranges = record_ranges(config, params, dataset, examples=5, seed=0)
+    quantized = dataclasses.replace(config, quantization=PLACEMENTS[-1])
+    ranges = record_ranges(quantized, params, dataset, seed=0)
     largest: dict[str, float] = {}
     tokens = 0
     for window in dataset.windows:  # one by one there is no padding
@@ -92,11 +95,12 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
         bind(BertForQuestionAnswering, config, params)(ids, np.ones_like(ids), types, observe=seen.__setitem__)
         tokens += len(window)
         largest = {name: max(largest.get(name, 0.0), float(np.abs(value).max())) for name, value in seen.items()}
-    assert ranges.largest.keys() == {site.input_scale for site in dense_sites(config)}
+    assert ranges.largest.keys() == set(activation_scales(quantized))
     for name, value in largest.items():
         assert ranges.largest[name] == pytest.approx(value, rel=1e-4)
     assert ranges.counts["bert.encoder.layer.0.attention.self.input_scale"].sum() == tokens * config.hidden_size
-    quantized, scaled = quantize(config, params, ranges, calibrator="max", examples=5)
+    scaled = quantize(quantized, params, ranges)
     assert {name: value.shape for name, value in scaled.items()} == question_answering_shapes(quantized)
-    name = "bert.encoder.layer.0.output.dense.input_scale"
-    assert float(scaled[name]) == pytest.approx(largest[name] / 127, rel=1e-4)
+    for name in ("layer.0.output.dense.input_scale", "layer.2.attention.self.weights_scale"):
+        name = f"bert.encoder.{name}"
+        assert float(scaled[name]) == pytest.approx(largest[name] / 127, rel=1e-4)

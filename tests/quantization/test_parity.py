@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertjax.config import Quantization
 from bertjax.mlperf.backend import open_backend
-from tests.models import tiny_config, write_random_model
+from tests.models import PLACEMENTS, tiny_config, write_random_model
 
 BFLOAT16_ERROR = 0.06  # relative L2: four layers that each round to 8 bits of mantissa
 
@@ -21,8 +22,8 @@ def _logits(backend: str, directory: Path, inputs: tuple[np.ndarray, ...]) -> tu
     return logits, "BF16" in opened.description
 
 
-@pytest.mark.parametrize("quantized, bound", [(True, 0.02), (False, 1e-5)])
-def test_jax_agrees_with_both_cpu_engines(tmp_path: Path, quantized: bool, bound: float):
+@pytest.mark.parametrize("quantized, bound", [(False, 1e-5), (PLACEMENTS[0], 0.02), (PLACEMENTS[-1], 0.02)])
+def test_jax_agrees_with_both_cpu_engines(tmp_path: Path, quantized: bool | Quantization, bound: float):
     config = tiny_config(((2, 64), (0, 32), (1, 0), (2, 96)), quantized=quantized)
     write_random_model(tmp_path / "m", config, seed=11)
     random = np.random.default_rng(0)
