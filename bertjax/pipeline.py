@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -29,7 +30,7 @@ from bertjax.model import BertForQuestionAnswering, Params, init_params
 from bertjax.pruning import importance as fisher
 from bertjax.pruning.picture import draw_kept, kept_table
 from bertjax.pruning.repair import Model, repair
-from bertjax.pruning.search import Plan, search
+from bertjax.pruning.search import TOLERANCE, Plan, search
 from bertjax.pruning.surgery import cut
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.scratch import write_scratch_inputs
@@ -248,7 +249,7 @@ def _prune(run: Run) -> None:
     teacher = student = Model(config=config, params=params)
     if run.settings.pruning_rounds > 1:
         with run.timed("pruned"):  # a goal out of reach is told before anything is trained on the way to it
-            _plan(run, teacher, teacher, run.settings.flops_reduction, "round-1")
+            _plan(run, teacher, teacher, run.settings.flops_reduction, "round-1", TOLERANCE)
     for index in range(1, run.settings.pruning_rounds):
         student = _pruning_round(run, index, teacher, student)
     with run.timed("pruned"):
@@ -276,11 +277,12 @@ def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Mode
     return Model(config=config, params=params)
 
 
-def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str) -> Plan:
+def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str, tolerance: float) -> Plan:
     """What to keep of `student`, at 1/`reduction` of the teacher's multiply-accumulates, by what matters in it now.
 
     Args:
       place: the folder in `work/` that keeps the importance.
+      tolerance: as in `search`.
     """
     settings, path = run.settings, run.folder / "work" / place / "importance.npz"
     if not path.exists():
@@ -296,12 +298,19 @@ def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str
         reduction=max(1.0, reduction / done),
         seq=settings.max_seq,
         ffn_group=settings.ffn_group,
+        tolerance=tolerance,
     )
 
 
 def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str) -> Model:
-    """`student` cut as `_plan` says, and repaired."""
-    plan = _plan(run, teacher, student, reduction, place)
+    """`student` cut as `_plan` says, and repaired to give what it gave before.
+
+    Not what the teacher gives: a trained student's blocks have moved away from the teacher's, and refitting them to
+    those undoes it (a 2x student of real SQuAD cut to 2.5x: F1 70.1 before, 69.4 so, 65.3 with the teacher).
+    """
+    # What a round leaves may be too coarse to meet the next goal as nearly as the teacher can; it is passed then.
+    tolerance = TOLERANCE if run.settings.pruning_rounds == 1 else math.inf
+    plan = _plan(run, teacher, student, reduction, place, tolerance)
     arrays = {name: np.asarray(value) for name, value in student.params.items()}
     config, arrays = cut(student.config, arrays, plan)
     # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
@@ -310,7 +319,7 @@ def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str)
     if not run.settings.repair_examples:
         return smaller
     examples = run.settings.repair_examples
-    params = repair(teacher, smaller, run.datasets[0], examples=examples, seed=run.settings.seed)
+    params = repair(student, smaller, run.datasets[0], examples=examples, seed=run.settings.seed)
     return dataclasses.replace(smaller, params=params)
 
 
