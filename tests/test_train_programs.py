@@ -35,6 +35,8 @@ def _program(name: str) -> str:
     "arguments, told",
     [
         (["distill.py", "--preset", "huge"], "--preset huge: unknown; there are demo, minilm, wwm-large"),
+        (["distill.py", "--pruning-rounds", "0"], "--pruning-rounds 0: must be at least 1"),
+        (["distill.py", "--ema", "1"], "--ema 1: must lie between 0 and 1"),
         (["finetune.py", "--output", "x"], "--encoder: not given"),
         (["pretrain.py", "--text-file", "none.txt", "--output", "x", "--hidden", "30", "--heads", "4"], "--hidden 30"),
     ],

@@ -17,7 +17,7 @@ from bertjax.errors import UserError
 from bertjax.pruning.importance import Importance
 
 MAX_REDUCTION = 32.0  # what is left beyond it is a head or two per model: no student of that size answers anything
-TOLERANCE = 0.02  # how far, relatively, the reached reduction may be from the wanted one
+TOLERANCE = 0.02
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,15 @@ class _Choices:
     loss: np.ndarray
 
 
-def search(config: BertConfig, importance: Importance, *, reduction: float, seq: int, ffn_group: int) -> Plan:
+def search(
+    config: BertConfig,
+    importance: Importance,
+    *,
+    reduction: float,
+    seq: int,
+    ffn_group: int,
+    tolerance: float = TOLERANCE,
+) -> Plan:
     """The plan that loses least importance with at most 1/`reduction` of the teacher's multiply-accumulates.
 
     FFN units are ranked by their own importance and kept in multiples of `ffn_group`. Emptying a block or a layer is
@@ -52,9 +60,10 @@ def search(config: BertConfig, importance: Importance, *, reduction: float, seq:
 
     Args:
       seq: the served length in tokens at which multiply-accumulates are counted.
+      tolerance: how far, relatively, the reached reduction may be from the wanted one.
 
     Raises:
-      UserError: the reduction is out of range, or no plan comes within `TOLERANCE` of it.
+      UserError: the reduction is out of range, or no plan comes within `tolerance` of it.
     """
     if not 1.0 <= reduction <= MAX_REDUCTION:
         raise UserError(
@@ -71,7 +80,7 @@ def search(config: BertConfig, importance: Importance, *, reduction: float, seq:
     picked, loss = _knapsack(choices, max(budget, 0))
     plan = _assemble(importance, choices, picked, ffn_group, loss)
     reached = count_macs(config, seq) / count_macs(plan.config(config), seq)
-    if abs(reached / reduction - 1) > TOLERANCE:
+    if abs(reached / reduction - 1) > tolerance:
         raise UserError(
             f"--flops-reduction {reduction:g}: the nearest reachable one below its cost is {reached:.3g};"
             f" ask for that, or for a smaller --ffn-group than {ffn_group}"
