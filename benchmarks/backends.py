@@ -5,7 +5,11 @@
 The yardstick is what the MLPerf reference implementation does: ONNX Runtime in FP32, one window at a time, every
 window padded to the full length. Everything else runs the same windows in batches sorted by length. Each round runs
 every row once and divides by that round's yardstick; the table gives the median over the rounds and their range, so a
-machine that changes its speed in between changes both sides.
+machine that changes its speed in between changes both sides. The last column says how many of the encoder's dense
+layers the engine runs on integer kernels, read from its compiled graph.
+
+Beside the names of serve/loadgen.py, --backend takes `openvino-bf16` and `openvino-f32`: OpenVINO with what the graph
+leaves in float in that type. An unquantized model on `openvino-bf16` shows what BF16 alone would give.
 """
 
 from __future__ import annotations
@@ -22,8 +26,12 @@ from bertjax.config import BertConfig
 from bertjax.data.batching import BatchPlan
 from bertjax.data.features import WindowSettings
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, measure, records
-from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf import cpu, records
+from bertjax.mlperf.backend import CPU_ENGINES, Backend, cpu_graph, open_backend
+from bertjax.mlperf.compare import Passes, interleaved, offline_passes
+from bertjax.mlperf.kernels import dense_kernels, format_share
+from bertjax.mlperf.layout import core_shares
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
 
@@ -32,7 +40,14 @@ class Row:
     """One line of the table."""
 
     model: str
-    passes: measure.Passes
+    config: BertConfig
+    batch_tokens: int
+    passes: Passes
+
+    def integer_share(self) -> str:
+        """How many of the encoder's dense layers run on integer kernels, after a pass: `36 of 36`."""
+        backend = self.passes.backend
+        return format_share(dense_kernels(self.config, backend)) if backend.name in CPU_ENGINES else "-"
 
 
 def make_rows(
@@ -43,24 +58,37 @@ def make_rows(
     *,
     backends: Sequence[str],
     count: int,
-    batch_tokens: int,
+    batch_tokens: Sequence[int],
 ) -> list[Row]:
-    """The yardstick's row, then one per model, backend and number of streams (1, and one per core)."""
+    """The yardstick's row, then one per model, backend, way to share out the cores, and number of tokens in a batch."""
     longest = windows.max_seq
     library, chosen = _load(yardstick, data, windows, count)
     reference = open_backend("onnxruntime", yardstick, streams=1, threads=cpu.cores(), longest=longest)
     single = [BatchPlan(rows=np.array([index]), length=longest) for index in chosen]
-    passes = measure.Passes(backend=reference, library=library, plans=single)
-    rows = [Row(model=f"{yardstick}, batch 1 x {longest}", passes=passes)]
+    rows = [
+        Row(
+            model=f"{yardstick}, batch 1 x {longest}",
+            config=BertConfig.from_json(yardstick / "config.json"),
+            batch_tokens=longest,
+            passes=Passes(backend=reference, library=library, plans=single),
+        )
+    ]
     for model in models:
-        library, chosen = _load(model, data, windows, count)
+        config, (library, chosen) = BertConfig.from_json(model / "config.json"), _load(model, data, windows, count)
         for name in backends:
-            for streams in sorted({1} if name == "jax" else {1, cpu.cores()}):
-                threads = cpu.cores() // streams
-                backend = open_backend(name, model, streams=streams, threads=threads, longest=longest)
-                passes = measure.offline_passes(backend, library, chosen, tokens=batch_tokens)
-                rows.append(Row(model=str(model), passes=passes))
+            for streams, threads in [(1, cpu.cores())] if name == "jax" else core_shares(cpu.cores()):
+                backend = _open(name, model, config, streams=streams, threads=threads, longest=longest)
+                for tokens in batch_tokens:
+                    passes = offline_passes(backend, library, chosen, tokens=tokens)
+                    rows.append(Row(model=str(model), config=config, batch_tokens=tokens, passes=passes))
     return rows
+
+
+def _open(name: str, model: Path, config: BertConfig, *, streams: int, threads: int, longest: int) -> Backend:
+    if name in ("openvino-bf16", "openvino-f32"):
+        graph = cpu_graph(model, config)
+        return OpenVINOBackend(graph, config, streams=streams, threads=threads, bf16=name == "openvino-bf16")
+    return open_backend(name, model, streams=streams, threads=threads, longest=longest)
 
 
 def _load(model: Path, data: Path, windows: WindowSettings, count: int) -> tuple[SampleLibrary, np.ndarray]:
@@ -80,11 +108,11 @@ def main() -> None:
     add("--model", type=Path, action="append", required=True, help="model directory; may be given several times")
     add("--yardstick", type=Path, help="unquantized model directory to compare with (default: the first --model)")
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the first model's run)")
-    add("--backend", action="append", help="openvino, onnxruntime or jax (default: openvino and onnxruntime)")
+    add("--backend", action="append", help="may be given several times (default: openvino and onnxruntime)")
     add("--windows", type=int, default=128, help="windows drawn from the file (default 128)")
     add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after one that warms up")
     add("--max-seq", type=int, help="longest window, and what the yardstick pads to (default: as in the model's run)")
-    add("--batch-tokens", type=int, default=1024, help="padded tokens in a sorted batch (default 1024)")
+    add("--batch-tokens", type=int, nargs="+", default=[1024], help="padded tokens in a sorted batch (default 1024)")
     options = parser.parse_args()
 
     yardstick = options.yardstick or options.model[0]
@@ -99,16 +127,18 @@ def main() -> None:
         count=options.windows,
         batch_tokens=options.batch_tokens,
     )
-    times = measure.interleaved([row.passes.seconds for row in rows], rounds=options.rounds)
+    times = interleaved([row.passes.seconds for row in rows], rounds=options.rounds)
     windows = len(rows[0].passes.plans)
-    print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores, batches of {options.batch_tokens} tokens")
-    print("\n| model | backend | samples/s | speed | range |\n|---|---|---|---|---|")
+    print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores")
+    print(
+        "\n| model | backend | batch tokens | samples/s | speed | range | INT8 layers |\n|---|---|---|---|---|---|---|"
+    )
     for column, row in enumerate(rows):
         ratios = times[:, 0] / times[:, column]
         rate = windows / np.median(times[:, column])
         print(
-            f"| {row.model} | {row.passes.backend.description} | {rate:.1f} | {np.median(ratios):.2f} |"
-            f" {ratios.min():.2f} to {ratios.max():.2f} |"
+            f"| {row.model} | {row.passes.backend.description} | {row.batch_tokens} | {rate:.1f} |"
+            f" {np.median(ratios):.2f} | {ratios.min():.2f} to {ratios.max():.2f} | {row.integer_share()} |"
         )
 
 

@@ -97,6 +97,15 @@ class BertConfig:
             raise UserError(f"{path}: not a JSON object; a config.json of a BERT is wanted")
         return _parse(raw, path)
 
+    @classmethod
+    def from_dict(cls, raw: dict[str, Any], path: Path) -> BertConfig:
+        """The config that `to_dict` gave; errors name `path`, where it was found.
+
+        Raises:
+          UserError: it is no BERT config, or its numbers contradict each other.
+        """
+        return _parse(raw, path)
+
     def to_dict(self) -> dict[str, Any]:
         """The `config.json` of this shape: Hugging Face's fields, the per-layer ones and the quantization record."""
         return {

@@ -5,6 +5,7 @@ The grid is ONNX QuantizeLinear's with zero point 0: `q = clip(round_half_even(x
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import jax
@@ -16,10 +17,13 @@ def fake_quantize(x: jax.Array, scale: jax.Array, low: int) -> jax.Array:
     """Round `x` to the INT8 grid of step `scale` and return it as floats, same shape and dtype.
 
     The gradient passes through unchanged where `x` lies inside the grid and is zero outside
-    (straight-through estimator, Bengio et al. 2013). The scale gets no gradient.
+    (straight-through estimator, Bengio et al. 2013). The scale's is that of LSQ (Esser et al. 2020, "Learned Step
+    Size Quantization", equation 3 and section 2.2): the sum over its values of the incoming gradient times
+    `round(x/s) - x/s` inside the grid and the reached end of the grid outside, all times `1 / sqrt(127 N)`, where N is
+    the number of values in one entry of `x`'s first axis: the features of an example, the weights of a channel.
 
     Args:
-      scale: float32, broadcastable to `x`.
+      scale: float32, a scalar or with the axes of `x`, 1 long where values share it.
       low: the smallest integer of the grid, -128 for activations and -127 for weights.
     """
     return _round_to_grid(x, scale, low)
@@ -30,15 +34,28 @@ def _round_to_grid(x: jax.Array, scale: jax.Array, low: int) -> jax.Array:
     return (steps * scale).astype(x.dtype)
 
 
-def _forward(x: jax.Array, scale: jax.Array, low: int) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+_Saved = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def _forward(x: jax.Array, scale: jax.Array, low: int) -> tuple[jax.Array, _Saved]:
     steps = x.astype(jnp.float32) / scale
     inside = (steps >= low - 0.5) & (steps <= 127.5)
-    return _round_to_grid(x, scale, low), (inside, scale)
+    # `inside` is kept although it follows from `x`: a compiled step keeps neither `x` nor `scale` for the backward
+    # pass where no scale is trained.
+    return _round_to_grid(x, scale, low), (inside, x, scale)
 
 
-def _backward(low: int, saved: tuple[jax.Array, jax.Array], grad: jax.Array) -> tuple[jax.Array, jax.Array]:
-    inside, scale = saved
-    return jnp.where(inside, grad, 0), jnp.zeros_like(scale)
+def _backward(low: int, saved: _Saved, grad: jax.Array) -> tuple[jax.Array, jax.Array]:
+    inside, x, scale = saved
+    return jnp.where(inside, grad, 0), _scale_gradient(x, scale, low, grad)
+
+
+def _scale_gradient(x: jax.Array, scale: jax.Array, low: int, grad: jax.Array) -> jax.Array:
+    steps = x.astype(jnp.float32) / scale
+    within = (steps > low) & (steps < 127)
+    slopes = grad.astype(jnp.float32) * jnp.where(within, jnp.round(steps) - steps, jnp.clip(steps, low, 127))
+    shared = tuple(axis for axis in range(x.ndim) if scale.ndim == 0 or scale.shape[axis] == 1)
+    return slopes.sum(axis=shared).reshape(scale.shape) / math.sqrt(127 * math.prod(x.shape[1:]))
 
 
 fake_quantize.defvjp(_forward, _backward)

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import math
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,11 +28,10 @@ from bertjax.errors import UserError
 from bertjax.evaluation import Evaluator
 from bertjax.model import BertForQuestionAnswering, Params, init_params
 from bertjax.pruning import importance as fisher
-from bertjax.pruning.costs import Costs, mac_costs
-from bertjax.pruning.latency import read_table
+from bertjax.pruning.latency import predict, read_table, run_costs
 from bertjax.pruning.picture import draw_kept, kept_table
 from bertjax.pruning.repair import Model, repair
-from bertjax.pruning.search import Plan, search
+from bertjax.pruning.search import TOLERANCE, Plan, search
 from bertjax.pruning.surgery import cut
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.scratch import write_scratch_inputs
@@ -40,9 +40,9 @@ from bertjax.tensors import count_parameters
 from bertjax.training.distill import DistillSettings, distill
 from bertjax.training.finetune import fine_tune, steps_per_epoch
 from bertjax.training.loop import TrainSettings
-from bertjax.training.teacher import Targets, Teacher, cache_bytes, default_layer_map, make_targets
+from bertjax.training.teacher import Targets, Teacher, cache_bytes, make_targets
 
-DIRECTORIES = {  # where each stage's model directory lies in the run directory
+DIRECTORIES = {  # where each stage's model directory lies in the run directory; those of pruning rounds are in work/
     "teacher": "teacher",
     "pruned": "work/pruned",
     "distilled": "student",
@@ -64,11 +64,11 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Where importance and the teacher's outputs are kept."""
+        """Where the teacher's importance and outputs are kept."""
         return Path(self.settings.cache) if self.settings.cache else self.folder / "work"
 
     def directory(self, stage: str) -> Path:
-        return self.folder / DIRECTORIES[stage]
+        return self.folder / DIRECTORIES.get(stage, f"work/{stage}")
 
     def done(self, stage: str) -> bool:
         return (self.directory(stage) / "config.json").exists()
@@ -103,7 +103,7 @@ class Run:
         teacher = Teacher(
             config=config,
             params={name: jnp.asarray(value) for name, value in arrays.items()},
-            layer_map=default_layer_map(len(config.layers)),
+            layers=distill_settings(self.settings).teacher_layers(len(config.layers)),
         )
         train, _ = self.datasets
         fits = cache_bytes(teacher, train) <= self.settings.cache_gib * 2**30
@@ -241,9 +241,12 @@ def fine_tune_encoder(
 def train_settings(settings: RunSettings, stage: str, dataset: Dataset) -> TrainSettings:
     """The loop's settings of `teacher`, `distill` or `qat`."""
     epochs, batch_size = (getattr(settings, f"{stage}_{field}") for field in ("epochs", "batch_size"))
+    if stage == "distill" and "prune" not in settings.skip:
+        epochs /= settings.pruning_rounds
     return TrainSettings(
         steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs)),
         learning_rate=getattr(settings, f"{stage}_learning_rate"),
+        ema=settings.ema,
         seed=settings.seed,
         evaluations=settings.evaluations,
     )
@@ -257,72 +260,106 @@ def _check_positions(config: BertConfig, settings: RunSettings) -> None:
 def _prune(run: Run) -> None:
     config, params = run.load("teacher")
     _check_positions(config, run.settings)
-    with run.timed("pruned"):
-        if "prune" in run.settings.skip:
+    if "prune" in run.settings.skip:
+        with run.timed("pruned"):
             run.save("pruned", config, params)
-            return
-        plan = make_plan(run, config, params)
-        # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
-        student, arrays = cut(config, {name: np.asarray(value) for name, value in params.items()}, plan)
-        student = dataclasses.replace(student, hidden_dropout=0.0, attention_dropout=0.0)
-        print(kept_table(config, student))
+        return
+    teacher = student = Model(config=config, params=params)
+    if run.settings.pruning_rounds > 1:
+        with run.timed("pruned"):  # a goal out of reach is told before anything is trained on the way to it
+            make_plan(run, teacher)
+    for index in range(1, run.settings.pruning_rounds):
+        student = _pruning_round(run, index, teacher, student)
+    with run.timed("pruned"):
+        student = _cut(run, teacher, student, run.settings.reduction, f"round-{run.settings.pruning_rounds}")
+        print(kept_table(config, student.config))
         if run.settings.latency_table:
-            _tell_prediction(run, config, student)
-        draw_kept(run.folder / "pruning.svg", config, student)
-        kept = {name: jnp.asarray(value) for name, value in arrays.items()}
-        if run.settings.repair_examples:
-            kept = repair(
-                Model(config=config, params=params),
-                Model(config=student, params=kept),
-                run.datasets[0],
-                examples=run.settings.repair_examples,
-                seed=run.settings.seed,
-            )
-        run.save("pruned", student, kept)
+            predicted = predict(run.settings, config, student.config)
+            records.update_metrics(run.folder, {"predicted_latency": dataclasses.asdict(predicted)})
+            print(predicted)
+        draw_kept(run.folder / "pruning.svg", config, student.config)
+        run.save("pruned", student.config, student.params)
 
 
-def make_plan(run: Run, config: BertConfig, params: Params) -> Plan:
-    """What a run's student keeps of the teacher; the importance is measured unless it is kept from before.
+def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Model:
+    """One of the rounds before the last: a cut by an equal factor, and its share of the distillation."""
+    pruned, distilled = f"round-{index}/pruned", f"round-{index}/distilled"
+    if not run.done(pruned):
+        with run.timed("pruned"):
+            goal = run.settings.reduction ** (index / run.settings.pruning_rounds)
+            cut_student = _cut(run, teacher, student, goal, f"round-{index}")
+            run.save(pruned, cut_student.config, cut_student.params)
+    if not run.done(distilled):
+        config, params = run.load(pruned)
+        with run.timed("distilled"):
+            if "distill" not in run.settings.skip:
+                params = _distill_stage(run, "distill", config, params, run.folder / "work" / f"round-{index}")
+            run.save(distilled, config, params)
+    config, params = run.load(distilled)
+    return Model(config=config, params=params)
+
+
+def make_plan(run: Run, teacher: Model) -> Plan:
+    """What the run's student keeps of the teacher if it is cut at once.
 
     Raises:
       UserError: the reduction that is asked for cannot be reached, or the latency table is of another model.
     """
-    path, settings = run.cache / "importance.npz", run.settings
+    return _plan(run, teacher, teacher, run.settings.reduction, "", TOLERANCE)
+
+
+def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str, tolerance: float) -> Plan:
+    """What to keep of `student`, at 1/`reduction` of the teacher's cost, by what matters in it now.
+
+    Args:
+      place: the folder in `work/` that keeps the importance, unless it is the teacher's own.
+      tolerance: as in `search`.
+    """
+    settings = run.settings
+    path = (run.cache if student is teacher else run.folder / "work" / place) / "importance.npz"
     if not path.exists():
         examples = settings.importance_examples
-        found = fisher.measure_importance(config, params, run.datasets[0], examples=examples, seed=settings.seed)
+        found = fisher.measure_importance(
+            student.config, student.params, run.datasets[0], examples=examples, seed=settings.seed
+        )
         fisher.save_importance(path, found)
-    costs = _costs(settings, config)
-    reduction = settings.flops_reduction if costs.goal == "flops" else settings.latency_reduction
-    return search(config, fisher.load_importance(path), costs, reduction=reduction, ffn_group=settings.ffn_group)
-
-
-def _costs(settings: RunSettings, config: BertConfig) -> Costs:
-    if not settings.latency_table:
-        return mac_costs(config, settings.max_seq)
-    table, name = read_table(Path(settings.latency_table)), f"--latency-table {settings.latency_table}"
-    if sorted(table.about["quantize_also"]) != sorted(settings.quantize_also):
-        raise UserError(f"{name}: it was timed with another --quantize-also ({table.about['quantize_also']})")
-    return table.costs(config, name)
-
-
-def _tell_prediction(run: Run, teacher: BertConfig, student: BertConfig) -> None:
-    """Print and record what the latency table predicts of dense model and student."""
-    about, costs = read_table(Path(run.settings.latency_table)).about, _costs(run.settings, teacher)
-    dense, small = costs.total(teacher), costs.total(student)
-    predicted = {"dense_seconds": dense, "student_seconds": small, "reduction": dense / small}
-    records.update_metrics(run.folder, {"predicted_latency": about | predicted})
-    print(
-        f"predicted: {1e3 * small:.2f} ms of {1e3 * dense:.2f} ms, {dense / small:.2f}x, for {about['batch']} x"
-        f" {about['seq']} tokens on {about['description']}"
+    costs = run_costs(settings, teacher.config)
+    return search(
+        student.config,
+        fisher.load_importance(path),
+        costs,
+        reduction=max(1.0, reduction * costs.total(student.config) / costs.total(teacher.config)),
+        ffn_group=settings.ffn_group,
+        tolerance=tolerance,
     )
+
+
+def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str) -> Model:
+    """`student` cut as `_plan` says, and repaired to give what it gave before.
+
+    Not what the teacher gives: a trained student's blocks have moved away from the teacher's, and refitting them to
+    those undoes it (a 2x student of real SQuAD cut to 2.5x: F1 70.1 before, 69.4 so, 65.3 with the teacher).
+    """
+    # What a round leaves may be too coarse to meet the next goal as nearly as the teacher can; it is passed then.
+    tolerance = TOLERANCE if run.settings.pruning_rounds == 1 else math.inf
+    plan = _plan(run, teacher, student, reduction, place, tolerance)
+    arrays = {name: np.asarray(value) for name, value in student.params.items()}
+    config, arrays = cut(student.config, arrays, plan)
+    # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
+    config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
+    smaller = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    if not run.settings.repair_examples:
+        return smaller
+    examples = run.settings.repair_examples
+    params = repair(student, smaller, run.datasets[0], examples=examples, seed=run.settings.seed)
+    return dataclasses.replace(smaller, params=params)
 
 
 def _distill(run: Run) -> None:
     config, params = run.load("pruned")
     with run.timed("distilled"):
         if "distill" not in run.settings.skip:
-            params = _distill_stage(run, "distill", config, params)
+            params = _distill_stage(run, "distill", config, params, run.folder / "work" / "distill")
         run.save("distilled", config, params)
 
 
@@ -345,28 +382,35 @@ def _qat(run: Run) -> None:
     config, params = run.load("ptq")
     with run.timed("int8"):
         if "qat" not in run.settings.skip:
-            params = _distill_stage(run, "qat", config, params)
+            params = _distill_stage(run, "qat", config, params, run.folder / "work" / "qat")
             config = dataclasses.replace(config, quantization=dataclasses.replace(config.quantization, trained=True))
         run.save("int8", config, params)
 
 
-def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params) -> Params:
+def distill_settings(settings: RunSettings) -> DistillSettings:
+    return DistillSettings(
+        temperature=settings.temperature,
+        label_weight=settings.label_weight,
+        hidden_weight=settings.hidden_weight,
+        layer_map=settings.layer_map,
+        relation_weight=settings.relation_weight,
+        learned_scales=settings.learned_scales,
+    )
+
+
+def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params, folder: Path) -> Params:
     settings, (teacher, targets), (train, validation) = run.settings, run.targets, run.datasets
     return distill(
         config=config,
         params=params,
-        layer_map=teacher.layer_map,
+        layers=teacher.layers,
         targets=targets,
         dataset=train,
         validation=validation,
         batch_size=getattr(settings, f"{stage}_batch_size"),
-        distillation=DistillSettings(
-            temperature=settings.temperature,
-            label_weight=settings.label_weight,
-            hidden_weight=settings.hidden_weight,
-        ),
+        distillation=distill_settings(settings),
         settings=train_settings(settings, stage, train),
-        folder=run.folder / "work" / stage,
+        folder=folder,
         label=stage,
         dtype=jnp.dtype(settings.dtype),
     )

@@ -77,7 +77,8 @@ def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> 
         rest = {key: value for key, value in field.metadata.items() if key != "help"}
         if "nargs" not in rest and kinds[field.name] in (int, float):
             rest.setdefault("type", kinds[field.name])
-        shown = "" if field.default in (None, ()) else f" (default: {field.default}; presets differ)"
+        silent = field.default in (None, ()) or field.default is False
+        shown = "" if silent else f" (default: {field.default}; presets differ)"
         parser.add_argument(
             f"--{field.name.replace('_', '-')}", default=None, help=f"{field.metadata['help']}{shown}", **rest
         )

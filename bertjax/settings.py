@@ -67,12 +67,21 @@ class RunSettings:
     repair_examples: int = _flag(
         512, "training windows on which cut blocks are refitted in closed form; 0 leaves it out"
     )
-    distill_epochs: float = _flag(2.0, "epochs of distillation in floating point")
+    pruning_rounds: int = _flag(
+        1, "cut in this many rounds, each with its share of the distillation; 1 cuts everything before it"
+    )
+    distill_epochs: float = _flag(2.0, "epochs of distillation in floating point, all rounds together")
     distill_batch_size: int = _flag(32, "windows per step of distillation")
     distill_learning_rate: float = _flag(1e-4, "peak learning rate of distillation")
     temperature: float = _flag(2.0, "softness of the span distributions that are distilled")
     label_weight: float = _flag(0.2, "weight of the labels' cross-entropy beside the teacher's distributions")
     hidden_weight: float = _flag(1.0, "weight of the hidden states' distance")
+    layer_map: str = _flag(
+        "fixed",
+        "student layers whose hidden states are matched with the teacher's: the same ones, or the closest at each step",
+        choices=("fixed", "dynamic"),
+    )
+    relation_weight: float = _flag(0.0, "weight of the difference between the tokens' relations in the last layer")
     cache_gib: float = _flag(16.0, "keep the teacher's outputs on disk if they take at most this many GiB")
     calibrator: str = _flag("mse", "how activation ranges are chosen", choices=("max", "percentile", "entropy", "mse"))
     quantize_also: tuple[str, ...] = _flag(
@@ -85,12 +94,31 @@ class RunSettings:
     qat_epochs: float = _flag(0.5, "epochs of quantization-aware distillation")
     qat_batch_size: int = _flag(32, "windows per step of quantization-aware distillation")
     qat_learning_rate: float = _flag(3e-5, "peak learning rate of quantization-aware distillation")
+    learned_scales: bool = _flag(
+        False, "train the activation scales too (LSQ) in quantization-aware distillation", action="store_true"
+    )
+    ema: float = _flag(0.0, "decay of averaged weights, scored and kept in place of the last ones; 0: no average")
     evaluations: int = _flag(4, "how often each training stage is scored on the validation file; the best is kept")
     dtype: str = _flag("float32", "dtype of the activations in training", choices=("float32", "bfloat16"))
     seed: int = _flag(0, "seed of everything random")
     skip: tuple[str, ...] = _flag((), f"stages to leave out: {', '.join(STAGES)}", nargs="*", choices=STAGES)
     scratch: Scratch | None = None
     cache: str | None = None  # where importance and teacher outputs are kept that runs share; None: in work/
+
+    @property
+    def reduction(self) -> float:
+        """How many times fewer multiply-accumulates, or how many times faster, the student is to be."""
+        return self.flops_reduction if self.latency_reduction is None else self.latency_reduction
+
+    def __post_init__(self) -> None:
+        """Raises UserError where a number makes no sense for any run."""
+        if self.pruning_rounds < 1:
+            raise UserError(f"--pruning-rounds {self.pruning_rounds}: must be at least 1")
+        if not 0.0 <= self.ema < 1.0:
+            raise UserError(f"--ema {self.ema:g}: must lie between 0 and 1, 1 left out")
+        for name in ("label_weight", "hidden_weight", "relation_weight"):
+            if getattr(self, name) < 0.0:
+                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must not be negative")
 
 
 def check_goal(settings: RunSettings) -> None:
@@ -101,12 +129,9 @@ def check_goal(settings: RunSettings) -> None:
     """
     if settings.latency_table and settings.latency_reduction is None:
         raise UserError("--latency-table: give --latency-reduction too: how many times faster the student is to be")
-    if settings.latency_reduction is None:
-        check_reduction(settings.flops_reduction, "--flops-reduction")
-        return
-    if not settings.latency_table:
+    if settings.latency_reduction is not None and not settings.latency_table:
         raise UserError("--latency-reduction: give --latency-table too: python train/latency_table.py makes one")
-    check_reduction(settings.latency_reduction, "--latency-reduction")
+    check_reduction(settings.reduction, "--latency-reduction" if settings.latency_table else "--flops-reduction")
 
 
 def check_reduction(reduction: float, flag: str) -> None:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from bertjax import inputs, modeldir, pipeline, records, report, sweep_report
 from bertjax.config import BertConfig
 from bertjax.mlperf.compare import offline_speeds
+from bertjax.pruning.repair import Model
 from bertjax.settings import RunSettings
 
 Item = TypeVar("Item")
@@ -27,9 +28,7 @@ Item = TypeVar("Item")
 
 def student_name(settings: RunSettings) -> str:
     """The name of a student's run directory: 4x, or latency-4x."""
-    if settings.latency_reduction is None:
-        return f"{settings.flops_reduction:g}x"
-    return f"latency-{settings.latency_reduction:g}x"
+    return f"latency-{settings.reduction:g}x" if settings.latency_table else f"{settings.reduction:g}x"
 
 
 def run_sweep(base: RunSettings, wanted: Sequence[RunSettings], command: str) -> Path:
@@ -51,7 +50,8 @@ def run_sweep(base: RunSettings, wanted: Sequence[RunSettings], command: str) ->
     for settings in students:  # a reduction that cannot be reached is told before any training
         _share_teacher(folder, settings)
         run = pipeline.Run(settings, command)
-        pipeline.make_plan(run, *run.load("teacher"))
+        config, params = run.load("teacher")
+        pipeline.make_plan(run, Model(config=config, params=params))
     for number, settings in enumerate(bisecting(students), 1):
         if not _finished(Path(settings.output)):
             print(f"\n{student_name(settings)}: student {number} of {len(students)}")
@@ -146,7 +146,7 @@ def _write(folder: Path, command: str, speed: dict[str, Any]) -> None:
 def _entry(run: Path) -> dict[str, Any]:
     metrics, settings = records.read_metrics(run), json.loads((run / "settings.json").read_text())
     config = BertConfig.from_json(run / report.STUDENT / "config.json")
-    goal = "flops" if settings["latency_reduction"] is None else "latency"
+    goal = "latency" if settings["latency_table"] else "flops"
     return {
         "name": run.name,
         "goal": goal,

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.models import tiny_config, write_random_model
@@ -16,8 +17,9 @@ ROOT = Path(__file__).parent.parent
 needs_rtx = pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
 
 
-def run(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def run(cwd: Path, *command: str, before: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a program in `cwd`; modules in `before` are found before the installed ones."""
+    environment = os.environ | {"PYTHONPATH": f"{before}{os.pathsep}{ROOT}"}
     program, *arguments = command
     return subprocess.run(
         [sys.executable, str(ROOT / "export" / program), *arguments],
@@ -55,18 +57,62 @@ def test_to_onnx_refuses_one_file_for_two_flavours(tmp_path: Path) -> None:
     assert "--output names one file" in done.stderr
 
 
-@needs_rtx
-def test_to_trt_prints_the_account(tmp_path: Path) -> None:
+def test_tf2onnx_without_tensorflow_is_told_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError('none here', name='tensorflow')\n")
     write_random_model(tmp_path / "model", tiny_config(), seed=0)
+    done = run(tmp_path, "to_onnx.py", "--model", "model", "--exporter", "tf2onnx", before=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: --exporter tf2onnx: tensorflow is not installed; run pip install bertjax[tf]\n"
+    assert not list(tmp_path.glob("model/*.onnx"))
+
+
+@pytest.mark.parametrize("flavour", ["trt", "both"])
+def test_tf2onnx_refuses_a_flavour_that_it_cannot_write(tmp_path: Path, flavour: str) -> None:
+    done = run(tmp_path, "to_onnx.py", "--exporter", "tf2onnx", "--flavour", flavour)
+    assert done.returncode == 2
+    assert f"--exporter tf2onnx writes --flavour cpu only, not {flavour}" in done.stderr
+
+
+@pytest.mark.parametrize(("quantized", "code", "share"), [(True, 0, "12 of 12"), (False, 1, "0 of 12")])
+def test_check_cpu_tells_and_demands_integer_kernels(tmp_path: Path, quantized: bool, code: int, share: str) -> None:
+    write_random_model(tmp_path / "model", tiny_config(quantized=quantized), seed=0)
+    done = run(tmp_path, "check_cpu.py", "--model", "model", "--backend", "onnxruntime", "--require-int8")
+    assert done.returncode == code, done.stderr
+    assert f"encoder dense layers on integer kernels: {share}" in done.stdout
+    assert ("layer1/ffn/out" in done.stderr) == (not quantized)
+
+
+@needs_rtx
+def test_to_trt_builds_both_profiles_and_prints_the_account(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model", tiny_config(((2, 64), (3, 32))), seed=0)
     done = run(tmp_path, "to_trt.py", "--model", "model", "--require-int8", "--compute-capability", "8.9")
     assert done.returncode == 0, done.stderr
-    assert "INT8 GEMMs: 12 of 12 encoder dense layers, in 8 kernels" in done.stdout
-    assert "fused attention: 2 of 2 layers" in done.stdout
+    assert "profile 0: batch 1, 64 to 384 (best at 192) tokens\n" in done.stdout
+    assert "profile 1: batch 1 to 32 (best at 8), 64 to 384" in done.stdout
+    assert done.stdout.count("INT8 GEMMs: 12 of 12 encoder dense layers, in 8 kernels\n") == 2
+    assert done.stdout.count("fused attention: 2 of 2 layers (operands: 2 Half)\n") == 2
+    assert done.stdout.splitlines()[-1].endswith("(details: model/engine.json)")
 
 
 @needs_rtx
-def test_to_trt_fails_where_int8_is_required_and_missing(tmp_path: Path) -> None:
-    write_random_model(tmp_path / "model", tiny_config(((1, 32),), quantized=False), seed=0)
-    done = run(tmp_path, "to_trt.py", "--model", "model", "--require-int8", "--compute-capability", "8.9")
+def test_to_trt_takes_an_onnx_file_alone_and_fails_where_a_dense_layer_is_not_int8(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model", tiny_config(((1, 32),)), seed=0)
+    assert run(tmp_path, "to_onnx.py", "--model", "model", "--flavour", "trt", "--output", "x.trt.onnx").returncode == 0
+    graph = onnx.load(tmp_path / "x.trt.onnx")
+    nodes = {node.name: node for node in graph.graph.node}
+    nodes["layer0/ffn/in/MatMul"].input[0] = nodes["layer0/ffn/in/input/CastToFloat"].input[0]  # past its Q and DQ
+    onnx.save(graph, tmp_path / "x.trt.onnx")
+    flags = ("--onnx", "x.trt.onnx", "--batch", "2", "--seq", "16", "--compute-capability", "8.9", "--require-int8")
+    done = run(tmp_path, "to_trt.py", *flags)
     assert done.returncode == 1
-    assert done.stderr.startswith("error: 6 encoder dense layers are not INT8 GEMMs: layer0/attention/query, ")
+    assert done.stderr == "error: 1 encoder dense layers are not INT8 GEMMs: layer0/ffn/in\n"
+    assert "profile 0: batch 2, 16 tokens" in done.stdout
+    assert (tmp_path / "x.engine").exists() and (tmp_path / "x.engine.json").exists()
+
+
+def test_to_trt_refuses_int8_of_a_model_without_scales(tmp_path: Path) -> None:
+    write_random_model(tmp_path / "model", tiny_config(((1, 32),), quantized=False), seed=0)
+    done = run(tmp_path, "to_trt.py", "--model", "model", "--require-int8")
+    assert done.returncode == 2
+    assert done.stderr == "error: --require-int8: model is not quantized; name a student-int8\n"
+    assert not list((tmp_path / "model").glob("*.onnx"))

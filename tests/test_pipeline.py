@@ -15,8 +15,10 @@ from bertjax import modeldir, pipeline, report
 from bertjax.config import count_macs
 from bertjax.data import batching
 from bertjax.errors import UserError
+from bertjax.pruning import surgery
 from bertjax.records import read_metrics
 from bertjax.settings import RunSettings, Scratch
+from bertjax.training import distill as distillation
 from bertjax.training import pretrain as training
 
 TINY = RunSettings(
@@ -85,7 +87,10 @@ def test_the_report_is_one_page_with_every_stage(finished: pipeline.Run):
 
 
 def test_interrupted_in_every_stage_it_ends_with_the_same_weights(finished: pipeline.Run, tmp_path: Path, monkeypatch):
-    """Each stage is stopped at its second batch: pre-training, then whatever runs while these directories exist."""
+    """Each stage is stopped at its second batch: pre-training, then whatever runs while these directories exist.
+
+    Distillation reads two batches before its own: the stage before is evaluated, and the start is scored.
+    """
     settings = dataclasses.replace(TINY, output=str(tmp_path / "cut"))
     calls: collections.Counter = collections.Counter()
 
@@ -93,7 +98,9 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_weights(finished: pipe
         def wrapped(*args, **rest):
             stage = stage_of()
             calls[stage] += 1
-            if calls[stage] == 2:
+            if calls[stage] == (
+                4 if stage in (("teacher", "pruned"), ("teacher", "pruned", "distilled", "ptq")) else 2
+            ):
                 raise KeyboardInterrupt
             return function(*args, **rest)
 
@@ -158,10 +165,54 @@ def test_a_finished_teacher_is_taken_as_it_is_and_stages_can_be_left_out(finishe
     assert "f1" not in read_metrics(run.folder)["stages"]["int8"]
 
 
+def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, tmp_path: Path, monkeypatch):
+    settings = dataclasses.replace(
+        TINY,
+        output=str(tmp_path / "r"),
+        scratch=None,
+        teacher=str(finished.folder / "teacher"),
+        pruning_rounds=2,
+        repair_examples=0,
+        skip=("calibrate", "evaluate"),
+        **_files(finished),
+    )
+    whole = pipeline.train_settings(TINY, "distill", finished.datasets[0]).steps
+    steps, cuts = [], []
+
+    def distill(**arguments):
+        steps.append(arguments["settings"].steps)
+        return distillation.distill(**arguments)
+
+    def cut(*arguments):
+        cuts.append(arguments)
+        if len(cuts) == 2:
+            raise KeyboardInterrupt
+        return surgery.cut(*arguments)
+
+    monkeypatch.setattr(pipeline, "distill", distill)
+    monkeypatch.setattr(pipeline, "cut", cut)
+    with pytest.raises(KeyboardInterrupt):
+        pipeline.run_pipeline(settings, "python train/distill.py")
+    first = modeldir.read_tensors(tmp_path / "r" / "work" / "round-1" / "distilled")
+    pipeline.run_pipeline(settings, "python train/distill.py")
+    assert len(cuts) == 3 and len(steps) == 2 and steps[0] == steps[1] == pytest.approx(whole / 2, abs=1)
+    teacher, middle, student = (
+        modeldir.load_question_answering(tmp_path / "r" / place)[0]
+        for place in ("teacher", "work/round-1/distilled", "student")
+    )
+    assert count_macs(teacher, 64) / count_macs(middle, 64) == pytest.approx(3.0**0.5, rel=0.02)
+    assert count_macs(teacher, 64) / count_macs(student, 64) == pytest.approx(3.0, rel=0.02)
+    # The second cut is one of what the first round's training left, by importance of its own.
+    start = modeldir.read_tensors(tmp_path / "r" / "work" / "pruned")
+    name = "bert.embeddings.LayerNorm.weight"
+    np.testing.assert_array_equal(start[name], first[name])
+    assert (tmp_path / "r" / "work" / "importance.npz").exists()
+
+
 @pytest.mark.parametrize(
     "change, told",
     [
-        ({"flops_reduction": 100.0}, "--flops-reduction 100"),
+        ({"flops_reduction": 100.0, "pruning_rounds": 2}, "--flops-reduction 100"),
         ({"teacher": "/no/such/folder"}, "--teacher /no/such/folder: no such folder"),
         ({"eval_file": "/no/such/file.json"}, "/no/such/file.json: no such file"),
         ({"eval_file": None}, "--eval-file"),
@@ -174,7 +225,7 @@ def test_wrong_input_is_told_in_one_line(finished: pipeline.Run, tmp_path: Path,
     with pytest.raises(UserError, match=told) as caught:
         pipeline.run_pipeline(settings, "python train/distill.py")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "r" / "student").exists()
+    assert not (tmp_path / "r" / "student").exists() and not (tmp_path / "r" / "work" / "round-1" / "pruned").exists()
 
 
 def test_a_checkpoint_of_another_shape_is_told_by_tensor(finished: pipeline.Run, tmp_path: Path):

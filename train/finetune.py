@@ -31,6 +31,7 @@ FLAGS = [
     "teacher_epochs",
     "teacher_batch_size",
     "teacher_learning_rate",
+    "ema",
     "evaluations",
     "dtype",
     "seed",

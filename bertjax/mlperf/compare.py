@@ -1,22 +1,82 @@
-"""Offline throughput of several models on the same windows, in interleaved rounds, without LoadGen."""
+"""Comparing speeds: everything runs in turn, in many rounds, so that a machine that slows down does so for all."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
 
 from bertjax.config import BertConfig
+from bertjax.data.batching import BatchPlan, plan_inference
 from bertjax.data.features import WindowSettings
-from bertjax.mlperf import cpu, measure
-from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf import cpu
+from bertjax.mlperf.backend import Backend, open_backend
+from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
 WINDOWS = 512
 ROUNDS = 5
 SECONDS = 20.0  # small models get more rounds until then
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passes:
+    """A backend and the batches that it runs, again and again."""
+
+    backend: Backend
+    library: SampleLibrary
+    plans: Sequence[BatchPlan]
+
+    def seconds(self) -> float:
+        """Time one pass over the batches, each stream taking the next one when it is free."""
+        begin = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            list(pool.map(self._run, self.plans))
+        return time.perf_counter() - begin
+
+    def _run(self, plan: BatchPlan) -> None:
+        self.backend.infer(*self.library.gather(plan.rows, plan.length))
+
+
+def offline_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray, *, tokens: int) -> Passes:
+    """Batches of the chosen, loaded windows as Offline makes them: sorted by length, the long ones first."""
+    plans = plan_inference(library.lengths[chosen], tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
+    plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
+    return Passes(backend=backend, library=library, plans=plans)
+
+
+def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: float = 0.0) -> np.ndarray:
+    """What each run took in each round, [rounds, runs]; a round does every run once, in random order.
+
+    A first round, which is not counted, warms up.
+
+    Args:
+      rounds: how many at least; further ones follow until `seconds` are over.
+    """
+    random, found = np.random.default_rng(0), []
+    begin, bar = time.monotonic(), tqdm.tqdm(desc="rounds", unit="round", leave=False, disable=None)
+    while len(found) <= rounds or time.monotonic() - begin < seconds:
+        found.append([0.0] * len(runs))
+        for index in random.permutation(len(runs)):
+            found[-1][index] = runs[index]()
+        bar.update()
+    bar.close()
+    return np.array(found[1:])
+
+
+def steady_medians(times: np.ndarray) -> np.ndarray:
+    """The median of each run over rounds [rounds, runs], each round first brought to the usual speed of the machine.
+
+    A round's speed is the median over its runs of how much longer than usual they took, so what slows the machine for
+    a while slows no run against another.
+    """
+    slower = np.median(times / np.median(times, axis=0), axis=1, keepdims=True)
+    return np.median(times / slower, axis=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -49,9 +109,9 @@ def offline_speeds(models: Sequence[Path], data: Path, windows: WindowSettings, 
     passes = []
     for model in models:
         opened = open_backend(backend, model, streams=cpu.cores(), threads=1, longest=windows.max_seq)
-        passes.append(measure.offline_passes(opened, library, chosen, tokens=opened.batch_tokens))
-    times = measure.interleaved([one.seconds for one in passes], rounds=ROUNDS, seconds=SECONDS)
-    usual = measure.steady_medians(times)
+        passes.append(offline_passes(opened, library, chosen, tokens=opened.batch_tokens))
+    times = interleaved([one.seconds for one in passes], rounds=ROUNDS, seconds=SECONDS)
+    usual = steady_medians(times)
     low, high = np.percentile(times[:, :1] / times, [10, 90], axis=0)
     return Speeds(
         samples_per_second=(size / usual).tolist(),

@@ -20,7 +20,7 @@ import tqdm
 from bertjax import modeldir, tensors
 from bertjax.config import BertConfig
 from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.measure import interleaved, steady_medians
+from bertjax.mlperf.compare import interleaved, steady_medians
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
+import dataclasses
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +13,44 @@ import numpy as np
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.backend import Logits, require
 from bertjax.onnx.export import source_digest
-from bertjax.tensorrt.binding import has_gpu
+from bertjax.tensorrt.binding import find_gpu
+from bertjax.tensorrt.record import LIBRARIES, read_record
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 OUTPUTS = ("start_logits", "end_logits")
 
+Shape = tuple[int, int]  # sequences, tokens
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Profile:
+    """One optimization profile of an engine: the shapes that it takes, and the context that runs them."""
+
+    smallest: Shape
+    largest: Shape
+    context: Any  # IExecutionContext
+
 
 class TensorRTBackend:
-    """An engine with one execution context and device buffers of the profile's largest shape. See `backend.Backend`."""
+    """An engine with an execution context for each of its profiles, which share device buffers. See `backend.Backend`.
+
+    A batch runs in the profile that pads it least, one larger than every profile in several parts.
+    """
 
     name = "tensorrt"
-    streams = 1  # one context; the GPU is filled by the batch
+    streams = 1  # the GPU is filled by the batch
     batch_tokens = 32768
 
     def __init__(self, directory: Path, *, longest: int):
         """Deserialize `model.engine` and allocate its buffers.
 
         Raises:
-          UserError: there is no engine, no GPU or no library; or the engine is of other weights, of another library
-            or GPU, or built for shorter windows.
+          UserError: there is no engine, no GPU or no library; or the engine is of other weights, of another version
+            of its library, for another GPU, or built for shorter windows.
+          WorkFailed: CUDA refuses, for lack of memory or otherwise.
         """
         path = Path(directory) / "model.engine"
         trt = _library_of(path)
-        if not has_gpu():
-            raise UserError("--backend tensorrt: no NVIDIA GPU here; choose openvino or onnxruntime")
         self._cuda = require("cuda.bindings.runtime", self.name, "pip install cuda-python")
         self._runtime = trt.Runtime(trt.Logger(trt.Logger.ERROR))  # must outlive the engine
         self._engine = self._runtime.deserialize_cuda_engine(path.read_bytes())
@@ -45,51 +59,59 @@ class TensorRTBackend:
                 f"{path}: {trt.__name__} {trt.__version__} cannot load it on this GPU;"
                 f" build it here with: python export/to_trt.py --model {directory}"
             )
-        self._context = self._engine.create_execution_context()
-        if self._context is None:
-            raise UserError(f"{path}: no execution context (not enough GPU memory?); build it for smaller shapes")
-        shapes = [self._engine.get_tensor_profile_shape(name, 0) for name in INPUTS]
-        self._smallest, self._largest = tuple(shapes[0][0]), tuple(shapes[0][2])
-        if longest > self._largest[1]:
+        self._stream = self._call("cudaStreamCreate")
+        self._profiles = [self._open_profile(path, index) for index in range(self._engine.num_optimization_profiles)]
+        tokens = max(profile.largest[1] for profile in self._profiles)
+        if longest > tokens:
             raise UserError(
-                f"{path}: built for at most {self._largest[1]} tokens, the longest window has {longest};"
+                f"{path}: built for at most {tokens} tokens, the longest window has {longest};"
                 " build it again with a larger --seq"
             )
         self._dtypes = {name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))) for name in INPUTS + OUTPUTS}
-        self._stream = self._call("cudaStreamCreate")
-        self._device: dict[str, int] = {}
-        for name in INPUTS + OUTPUTS:
-            count = self._largest[0] * self._largest[1]
-            self._device[name] = int(self._call("cudaMalloc", count * self._dtypes[name].itemsize))
-            self._context.set_tensor_address(name, self._device[name])
+        count = max(rows * length for rows, length in (profile.largest for profile in self._profiles))
+        self._device = {
+            name: int(self._call("cudaMalloc", count * self._dtypes[name].itemsize)) for name in INPUTS + OUTPUTS
+        }
+        for profile in self._profiles:
+            for name, address in self._device.items():
+                profile.context.set_tensor_address(name, address)
         self._lock = threading.Lock()
-        rows, length = self._largest
-        self.description = f"{trt.__name__} {trt.__version__}, {path.name}, profile up to {rows} x {length}"
+        shapes = ", ".join("up to {} x {}".format(*profile.largest) for profile in self._profiles)
+        self.description = f"{trt.__name__} {trt.__version__}, {path.name}, profiles {shapes}"
+
+    def _open_profile(self, path: Path, index: int) -> Profile:
+        context = self._engine.create_execution_context()
+        if context is None:
+            raise UserError(f"{path}: no execution context (not enough GPU memory?); build it for smaller shapes")
+        if not context.set_optimization_profile_async(index, int(self._stream)):
+            raise WorkFailed(f"{path}: TensorRT refuses profile {index}; its log above says why")
+        self._call("cudaStreamSynchronize", self._stream)
+        smallest, _, largest = self._engine.get_tensor_profile_shape(INPUTS[0], index)
+        return Profile(smallest=tuple(smallest), largest=tuple(largest), context=context)
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         rows, length = input_ids.shape
         arrays = (input_ids, attention_mask, token_type_ids)
+        most = max((profile.largest[0] for profile in self._profiles if length <= profile.largest[1]), default=rows)
         with self._lock:
-            parts = [
-                self._run([array[first : first + self._largest[0]] for array in arrays])
-                for first in range(0, rows, self._largest[0])
-            ]
+            parts = [self._run([array[first : first + most] for array in arrays]) for first in range(0, rows, most)]
         starts, ends = (np.concatenate(column)[:, :length] for column in zip(*parts, strict=True))
         return starts, ends
 
     def _run(self, arrays: list[np.ndarray]) -> list[np.ndarray]:
-        """One batch within the profile; returns start and end logits float32 [rows, padded length]."""
+        """One batch within a profile; returns start and end logits float32 [rows, padded length]."""
         rows, length = arrays[0].shape
-        shape = max(rows, self._smallest[0]), max(length, self._smallest[1])
+        profile = choose_profile(self._profiles, rows, length)
+        shape = max(rows, profile.smallest[0]), max(length, profile.smallest[1])
         pad = ((0, shape[0] - rows), (0, shape[1] - length))
         kinds = self._cuda.cudaMemcpyKind
         host = []  # kept until the stream is done with them
         for name, array in zip(INPUTS, arrays, strict=True):
             host.append(np.ascontiguousarray(np.pad(array, pad), self._dtypes[name]))
-            self._context.set_input_shape(name, shape)
+            profile.context.set_input_shape(name, shape)
             source, target = host[-1].ctypes.data, self._device[name]
             self._copy(target, source, host[-1].nbytes, kinds.cudaMemcpyHostToDevice)
-        if not self._context.execute_async_v3(int(self._stream)):
+        if not profile.context.execute_async_v3(int(self._stream)):
             raise WorkFailed("TensorRT refused to run a batch; its log above says why")
         results = [np.empty(shape, self._dtypes[name]) for name in OUTPUTS]
         for name, result in zip(OUTPUTS, results, strict=True):
@@ -108,22 +130,42 @@ class TensorRTBackend:
         return results[0] if results else None
 
 
-def _library_of(path: Path) -> Any:
-    """The module, `tensorrt` or `tensorrt_rtx`, with which an engine was built, as `engine.json` beside it says.
+def choose_profile(profiles: Sequence[Profile], rows: int, length: int) -> Profile:
+    """The profile in which a batch has the fewest padded tokens; of equals the one for the smallest batches.
 
     Raises:
-      UserError: there is no engine, it is of other weights than its directory's, or the library is not installed.
+      WorkFailed: no profile is large enough.
     """
-    mend = f"make it with: python export/to_trt.py --model {path.parent}"
-    try:
-        record = json.loads(path.with_name("engine.json").read_text(encoding="utf-8"))
-        name = next(name for name in ("tensorrt", "tensorrt_rtx") if name in record["versions"])
-        fits = record["engine_sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
-        fits = fits and record["source_sha256"] == source_digest(path.parent)
-    except FileNotFoundError as error:
-        raise UserError(f"{error.filename}: no such file; {mend}") from None
-    except (ValueError, KeyError, StopIteration, TypeError):
-        raise UserError(f"{path.with_name('engine.json')}: broken, or of another version; {mend}") from None
-    if not fits:
-        raise UserError(f"{path}: not of these weights; {mend}")
-    return require(name, "tensorrt", f"pip install {'tensorrt' if name == 'tensorrt' else 'tensorrt-rtx-cu13'}")
+
+    def cost(profile: Profile) -> tuple[int, int]:
+        return max(rows, profile.smallest[0]) * max(length, profile.smallest[1]), profile.largest[0]
+
+    fitting = [profile for profile in profiles if rows <= profile.largest[0] and length <= profile.largest[1]]
+    if not fitting:
+        known = ", ".join("{} x {}".format(*profile.largest) for profile in profiles)
+        raise WorkFailed(f"a batch of {rows} x {length} tokens fits no profile of the engine (largest: {known})")
+    return min(fitting, key=cost)
+
+
+def _library_of(path: Path) -> Any:
+    """The module with which an engine was built, if it is here in the same version and the engine is for this GPU.
+
+    Neither TensorRT nor TensorRT for RTX loads an engine of another version of itself.
+
+    Raises:
+      UserError: there is no such engine or library, or no such GPU.
+    """
+    record = read_record(path, source_sha256=source_digest(path.parent))
+    name, version, wanted = record["library"], record["library_version"], record["compute_capability"]
+    again = f"build it here with: python export/to_trt.py --model {path.parent}"
+    gpu = find_gpu()
+    if gpu is None:
+        raise UserError("--backend tensorrt: no NVIDIA GPU here; choose openvino or onnxruntime")
+    if gpu.compute_capability != wanted:
+        raise UserError(
+            f"{path}: built for compute capability {wanted}, {gpu.name} here has {gpu.compute_capability}; {again}"
+        )
+    trt = require(name, "tensorrt", LIBRARIES[name])
+    if trt.__version__ != version:
+        raise UserError(f"{path}: built by {name} {version}, {trt.__version__} is installed; {again}")
+    return trt

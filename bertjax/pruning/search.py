@@ -18,7 +18,7 @@ from bertjax.pruning.costs import Costs
 from bertjax.pruning.importance import Importance
 from bertjax.settings import check_reduction
 
-TOLERANCE = 0.02  # how far, relatively, the reached reduction may be from the wanted one
+TOLERANCE = 0.02
 STEPS = 4096  # of a budget of real numbers, for each layer
 
 
@@ -46,14 +46,25 @@ class _Choices:
     loss: np.ndarray
 
 
-def search(config: BertConfig, importance: Importance, costs: Costs, *, reduction: float, ffn_group: int) -> Plan:
+def search(
+    config: BertConfig,
+    importance: Importance,
+    costs: Costs,
+    *,
+    reduction: float,
+    ffn_group: int,
+    tolerance: float = TOLERANCE,
+) -> Plan:
     """The plan that loses least importance at no more than 1/`reduction` of the teacher's cost.
 
     FFN units are ranked by their own importance and kept in multiples of `ffn_group`. Emptying a block or a layer is
     charged the Fisher information of its common gate where that is more than the sum over its members.
 
+    Args:
+      tolerance: how far, relatively, the reached reduction may be from the wanted one.
+
     Raises:
-      UserError: the reduction is out of range, or no plan comes within `TOLERANCE` of it.
+      UserError: the reduction is out of range, or no plan comes within `tolerance` of it.
     """
     flag = f"--{costs.goal}-reduction"
     check_reduction(reduction, flag)
@@ -65,7 +76,7 @@ def search(config: BertConfig, importance: Importance, costs: Costs, *, reductio
         raise UserError(f"{flag} {reduction:g}: with every block gone it is {whole / least:.3g}; ask for less")
     plan = _assemble(importance, choices, picked)
     reached = whole / costs.total(plan.config(config))
-    if abs(reached / reduction - 1) > TOLERANCE:
+    if abs(reached / reduction - 1) > tolerance:
         raise UserError(
             f"{flag} {reduction:g}: the nearest reachable one below its cost is {reached:.3g};"
             f" ask for that, or for a smaller --ffn-group than {ffn_group}"

@@ -1,41 +1,18 @@
-"""What an engine runs in INT8 and what was fused, read from the builder's verbose log.
-
-With `ProfilingVerbosity.DETAILED` the log ends in a list of the engine's layers, one a line: name, type, the
-tensors it reads and writes with their dtypes, and the ONNX nodes it stands for. (An engine that was built for another
-GPU cannot be loaded, so the engine inspector is no way to the same list.)
-"""
+"""What an engine made of a model: which kernels run in which dtype, what was fused, what stayed in float."""
 
 from __future__ import annotations
 
 import dataclasses
-import math
-import re
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
+from bertjax import tensors
 from bertjax.config import BertConfig
 from bertjax.onnx.emit import dense_scopes
+from bertjax.tensorrt.steps import Step
 
-_LAYER = re.compile(
-    r"^Name: (?P<name>.*?), LayerType: (?P<kind>\w+), Inputs: (?P<inputs>.*?), "
-    r"(?:Constants: (?P<constants>.*?), )?Outputs: (?P<outputs>.*?), "
-    r"TacticName: (?P<tactic>.*?),.*?Metadata: (?P<metadata>.*)$",
-    re.MULTILINE,
-)
-_TENSOR = re.compile(r"Dimensions: \[(?P<dimensions>[^\]]*)\].*?Datatype: (?P<dtype>\w+)")
-_NODE = re.compile(r"\[ONNX Layer: ([^\]]*)\]")
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class EngineLayer:
-    """One step of an engine."""
-
-    name: str
-    kind: str  # TensorRT's word: gemm, kgen (a generated kernel), signal, ...
-    inputs: tuple[str, ...]  # dtypes
-    constants: tuple[tuple[int, str], ...]  # element count and dtype of each
-    outputs: tuple[str, ...]  # dtypes
-    tactic: str
-    nodes: frozenset[str]  # names of the ONNX nodes it computes, wholly or in part
+_PRODUCTS = ("gemm", "runtime_fusion")  # kinds of steps that multiply two matrices
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,10 +21,11 @@ class DenseAccount:
 
     name: str  # "layer3/ffn/out"
     kernel: str
+    tactic: str
     input_dtype: str
     weight_dtype: str
     merged_with: tuple[str, ...]  # other dense layers in the same kernel
-    quantized_in: str  # the kernel that rounds its input to INT8: LayerNormalization, Gelu, attention, or "alone"
+    quantized_in: str  # what rounds its input to INT8: LayerNorm, GELU, attention, GEMM, "alone"; "" if nothing does
 
     @property
     def int8(self) -> bool:
@@ -56,147 +34,189 @@ class DenseAccount:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class AttentionAccount:
+    """How one layer's two attention products and the softmax between them run."""
+
+    layer: int
+    kernel: str  # the one that computes all three, "" where there is none
+    dtype: str  # of what the products multiply: Half, Int8, or several joined by "+"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StepAccount:
+    """One step of the engine that computes nodes of the model."""
+
+    part: str  # "embeddings", "mask", "layer3/attention", "layer3/ffn" or "span_head"
+    kernel: str
+    kind: str
+    reads: tuple[str, ...]  # dtypes
+    writes: tuple[str, ...]  # dtypes
+    nodes: tuple[str, ...]
+
+    @property
+    def float_only(self) -> bool:
+        return "Int8" not in self.reads + self.writes
+
+    @property
+    def adds_residual(self) -> bool:
+        return any(node.endswith("/residual/Add") for node in self.nodes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Account:
-    """What became of an encoder."""
+    """What became of a model in one optimization profile."""
 
     dense: tuple[DenseAccount, ...]
-    attention: dict[int, str]  # layer index to the fused kernel's name, "" where attention was not fused
-    kernels: dict[str, int]  # how many engine layers of each kind
+    attention: tuple[AttentionAccount, ...]  # of the layers that have heads
+    steps: tuple[StepAccount, ...]
+    kinds: dict[str, int]  # how many engine steps of each kind, those that compute no node included
 
     @property
     def all_int8(self) -> bool:
         return all(entry.int8 for entry in self.dense)
 
-    def to_dict(self) -> dict[str, Any]:
-        """The account as `engine.json` holds it."""
+    def totals(self) -> dict[str, Any]:
+        """The counts that the table ends in."""
+        # Q, K and V of a layer share their input, so one of them stands for all three.
+        inputs = [entry for entry in self.dense if not entry.name.endswith(("/key", "/value"))]
+        queries = [entry for entry in self.dense if entry.name.endswith("/query")]
         return {
             "dense_layers": len(self.dense),
             "int8_gemms": sum(entry.int8 for entry in self.dense),
+            "int8_kernels": len({entry.kernel for entry in self.dense if entry.int8}),
             "attention_layers": len(self.attention),
-            "fused_attention": sum(map(bool, self.attention.values())),
-            "kernels": self.kernels,
+            "fused_attention": sum(bool(entry.kernel) for entry in self.attention),
+            "attention_dtypes": dict(Counter(entry.dtype for entry in self.attention)),
+            "merged_qkv": sum(_merges_qkv(entry) for entry in queries),
+            "residual_reads": dict(
+                Counter("+".join(sorted(set(step.reads))) for step in self.steps if step.adds_residual)
+            ),
+            "quantized_in": dict(Counter(entry.quantized_in for entry in inputs if entry.quantized_in)),
+            "float_only_steps": dict(Counter(step.part.split("/")[-1] for step in self.steps if step.float_only)),
+            "steps": sum(self.kinds.values()),
+            "kinds": self.kinds,
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """The account as `engine.json` holds it."""
+        return {
+            "totals": self.totals(),
             "dense": [dataclasses.asdict(entry) | {"int8": entry.int8} for entry in self.dense],
-            "attention": {str(index): kernel for index, kernel in self.attention.items()},
+            "attention": [dataclasses.asdict(entry) for entry in self.attention],
+            "steps": [dataclasses.asdict(step) for step in self.steps],
         }
 
 
-def read_engine_layers(log: str) -> list[EngineLayer]:
-    """The engine's layers in the order in which they run; empty if the log does not list them."""
-    return [
-        EngineLayer(
-            name=match["name"],
-            kind=match["kind"],
-            inputs=tuple(dtype for _, dtype in _tensors(match["inputs"])),
-            constants=_tensors(match["constants"] or ""),
-            outputs=tuple(dtype for _, dtype in _tensors(match["outputs"])),
-            tactic=match["tactic"],
-            nodes=frozenset(_NODE.findall(match["metadata"])),
-        )
-        for match in _LAYER.finditer(log)
-    ]
+def _merges_qkv(query: DenseAccount) -> bool:
+    block = query.name.removesuffix("/query")
+    return {f"{block}/key", f"{block}/value"} <= set(query.merged_with)
 
 
-def _tensors(text: str) -> tuple[tuple[int, str], ...]:
-    """Element count (an unknown axis counts as 1) and dtype of every tensor in one field of a layer's line."""
-    found = []
-    for match in _TENSOR.finditer(text):
-        dimensions = [int(value) for value in match["dimensions"].split(",") if value.strip()]
-        found.append((math.prod(max(1, value) for value in dimensions), match["dtype"]))
-    return tuple(found)
+def make_accounts(config: BertConfig, steps: Sequence[Step], *, profiles: int) -> list[Account]:
+    """One account for each optimization profile."""
+    return [_make_account(config, [step for step in steps if step.profile == index]) for index in range(profiles)]
 
 
-def make_account(config: BertConfig, layers: list[EngineLayer]) -> Account:
-    """Find every dense layer and every attention of the encoder among an engine's layers."""
-    scopes = list(dense_scopes(config).values())
-    kernels: dict[str, int] = {}
-    for layer in layers:
-        kernels[layer.kind] = kernels.get(layer.kind, 0) + 1
+def _make_account(config: BertConfig, steps: Sequence[Step]) -> Account:
+    scopes = dense_scopes(config)
+    sizes = {scopes[site.name]: site.inputs * site.outputs for site in tensors.dense_sites(config)}
     return Account(
-        dense=tuple(_dense_account(scope, scopes, layers) for scope in scopes),
-        attention={
-            index: _fused_attention(f"layer{index}/attention", layers)
-            for index, layer in enumerate(config.layers)
-            if layer.heads
-        },
-        kernels=kernels,
+        dense=tuple(_dense_account(scope, sizes, steps) for scope in sizes),
+        attention=tuple(_attention_account(index, steps) for index, layer in enumerate(config.layers) if layer.heads),
+        steps=tuple(_step_account(step) for step in steps if step.nodes),
+        kinds=dict(Counter(step.kind for step in steps).most_common()),
     )
 
 
-def _dense_account(scope: str, scopes: list[str], layers: list[EngineLayer]) -> DenseAccount:
-    # The kernel after a GEMM names its nodes too (it applies the scales); the GEMM is the one that reads the weight,
-    # by far the largest constant among them.
-    candidates = [layer for layer in layers if f"{scope}/MatMul" in layer.nodes and layer.constants]
-    if not candidates:
+def _dense_account(scope: str, sizes: dict[str, int], steps: Sequence[Step]) -> DenseAccount:
+    gemm = _find_gemm(f"{scope}/MatMul", sizes[scope], steps)
+    if gemm is None:
         return DenseAccount(
-            name=scope, kernel="not found", input_dtype="", weight_dtype="", merged_with=(), quantized_in=""
+            name=scope, kernel="not found", tactic="", input_dtype="", weight_dtype="", merged_with=(), quantized_in=""
         )
-    gemm = max(candidates, key=lambda layer: max(layer.constants))
-    merged = (other for other in scopes if other != scope and f"{other}/MatMul" in gemm.nodes)
+    input_dtype = gemm.inputs[0].dtype if gemm.inputs else ""
+    weight = max(gemm.constants, key=lambda constant: constant.elements, default=None)
     return DenseAccount(
         name=scope,
         kernel=gemm.name,
-        input_dtype=gemm.inputs[0] if gemm.inputs else "",
-        weight_dtype=max(gemm.constants)[1],
-        merged_with=tuple(merged),
-        quantized_in=_quantized_in(scope, layers),
+        tactic=gemm.tactic,
+        input_dtype=input_dtype,
+        # Where constants are not listed the activation's dtype stands for both: a GEMM has no mixed operands.
+        weight_dtype=weight.dtype if weight else input_dtype,
+        merged_with=tuple(other for other in sizes if other != scope and f"{other}/MatMul" in gemm.nodes),
+        quantized_in=_quantized_in(scope, steps),
     )
 
 
-def _quantized_in(scope: str, layers: list[EngineLayer]) -> str:
-    """What else the kernel computes that quantizes a dense layer's input."""
+def _find_gemm(node: str, weight_elements: int, steps: Sequence[Step]) -> Step | None:
+    """The step that multiplies by a dense layer's weight.
+
+    The step after a GEMM names its node too, because it applies the scales; the GEMM is the one that holds a constant
+    as large as the weight, or, where constants are not listed, the one of that kind.
+    """
+    computing = [step for step in steps if node in step.nodes]
+    for step in computing:
+        if any(constant.elements >= weight_elements for constant in step.constants):
+            return step
+    return next((step for step in computing if step.kind in _PRODUCTS), None)
+
+
+def _quantized_in(scope: str, steps: Sequence[Step]) -> str:
+    """What else the step computes that quantizes a dense layer's input."""
     block, part = scope.rsplit("/", 1)
     node = f"{block if part in ('query', 'key', 'value') else scope}/input/QuantizeLinear"
-    for layer in layers:
-        if node in layer.nodes:
-            others = {name.rsplit("/", 1)[-1] for name in layer.nodes}
-            return next((op for op in ("LayerNormalization", "Gelu", "Softmax") if op in others), "alone")
-    return ""
+    step = next((step for step in steps if node in step.nodes), None)
+    if step is None:
+        return ""
+    operations = {name.rsplit("/", 1)[-1] for name in step.nodes}
+    if "LayerNormalization" in operations:
+        return "LayerNorm"
+    if "Gelu" in operations:
+        return "GELU"
+    if {"Softmax", "MatMul"} <= operations:
+        return "attention"
+    return "GEMM" if step.kind in _PRODUCTS else "alone"
 
 
-def _fused_attention(scope: str, layers: list[EngineLayer]) -> str:
-    wanted = {f"{scope}/scores/MatMul", f"{scope}/Softmax", f"{scope}/context/MatMul"}
-    return next((layer.name for layer in layers if wanted <= layer.nodes), "")
+def _attention_account(index: int, steps: Sequence[Step]) -> AttentionAccount:
+    scope = f"layer{index}/attention"
+    products = f"{scope}/scores/MatMul", f"{scope}/context/MatMul"
+    wanted = {*products, f"{scope}/Softmax"}
+    fused = next((step for step in steps if wanted <= step.nodes), None)
+    if fused:
+        # Query, key and value, and the mask, which stays in float also where the three are INT8.
+        dtypes = [tensor.dtype for tensor in fused.inputs]
+        operands = ["Int8"] if dtypes.count("Int8") >= 3 else dtypes
+    else:
+        operands = [
+            tensor.dtype
+            for product in products
+            for step in steps
+            if product in step.nodes and step.kind in _PRODUCTS
+            for tensor in step.inputs[:2]
+        ]
+    return AttentionAccount(layer=index, kernel=fused.name if fused else "", dtype="+".join(sorted(set(operands))))
 
 
-def format_account(config: BertConfig, account: Account) -> str:
-    """The account as a table with one row per encoder layer, and its totals."""
-    header = ("layer", "heads", "ffn", "Q/K/V", "attention", "out", "ffn in", "ffn out", "Q fused")
-    by_name = {entry.name: entry for entry in account.dense}
-    rows = [header]
-    for index, layer in enumerate(config.layers):
-        cells = [str(index), str(layer.heads), str(layer.ffn)]
-        qkv = [by_name[f"layer{index}/attention/{part}"] for part in ("query", "key", "value") if layer.heads]
-        cells.append(_qkv_cell(qkv))
-        cells.append(("fused" if account.attention[index] else "not fused") if layer.heads else "-")
-        for scope in ("attention/out", "ffn/in", "ffn/out"):
-            entry = by_name.get(f"layer{index}/{scope}")
-            cells.append(_dtype_cell(entry) if entry else "-")
-        mine = [entry for entry in account.dense if entry.name.startswith(f"layer{index}/") and entry.quantized_in]
-        inputs = {entry.name.replace("key", "query").replace("value", "query"): entry for entry in mine}
-        fused = sum(entry.quantized_in != "alone" for entry in inputs.values())
-        cells.append(f"{fused} of {len(inputs)}" if inputs else "-")
-        rows.append(tuple(cells))
-    widths = [max(len(row[column]) for row in rows) for column in range(len(header))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    totals = account.to_dict()
-    kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(account.kernels.items(), key=lambda kv: -kv[1]))
-    lines += [
-        f"INT8 GEMMs: {totals['int8_gemms']} of {totals['dense_layers']} encoder dense layers, "
-        f"in {len({entry.kernel for entry in account.dense if entry.int8})} kernels",
-        f"fused attention: {totals['fused_attention']} of {totals['attention_layers']} layers",
-        f"engine steps: {sum(account.kernels.values())} ({kinds})",
-    ]
-    return "\n".join(lines)
+def _step_account(step: Step) -> StepAccount:
+    return StepAccount(
+        part=_part(step.nodes),
+        kernel=step.name,
+        kind=step.kind,
+        reads=tuple(tensor.dtype for tensor in step.inputs),
+        writes=tuple(tensor.dtype for tensor in step.outputs),
+        nodes=tuple(sorted(step.nodes)),
+    )
 
 
-def _dtype_cell(entry: DenseAccount) -> str:
-    if not entry.input_dtype:
-        return entry.kernel
-    return entry.input_dtype if entry.input_dtype == entry.weight_dtype else f"{entry.input_dtype}/{entry.weight_dtype}"
+def _part(nodes: frozenset[str]) -> str:
+    """The earliest part of the model among a step's nodes."""
 
+    def part_of(node: str) -> tuple[int, int, str]:
+        top, *rest = node.split("/")
+        if top.startswith("layer"):
+            block = "attention" if rest[0] == "attention" else "ffn"
+            return int(top.removeprefix("layer")), block == "ffn", f"{top}/{block}"
+        return (1 << 30, 0, top) if top == "span_head" else (-1, 0, top)
 
-def _qkv_cell(entries: list[DenseAccount]) -> str:
-    if not entries:
-        return "-"
-    kernels = len({entry.kernel for entry in entries})
-    return f"{'+'.join(dict.fromkeys(map(_dtype_cell, entries)))} in {kernels} GEMM{'s' if kernels > 1 else ''}"
+    return min(part_of(node) for node in nodes)[2]

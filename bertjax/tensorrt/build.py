@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import signal
 import threading
 import time
@@ -14,29 +15,43 @@ from typing import Any
 
 from tqdm import tqdm
 
+from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
-from bertjax.tensorrt.binding import has_gpu
+from bertjax.tensorrt.binding import find_gpu
 
 _INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+
+Range = tuple[int, int, int]  # least, optimal, most
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What an engine is built for.
+    """What an engine is built for: one optimization profile per entry of `batches`, all with the same `seq`.
 
-    Invariants: both ranges are ascending and start at 1 or more; the engine is fastest at the middle one.
+    Invariants: every range is ascending and starts at 1 or more; the engine is fastest at its middle.
     """
 
-    batch: tuple[int, int, int] = (1, 8, 32)  # least, optimal and most sequences
-    seq: tuple[int, int, int] = (64, 192, 384)  # least, optimal and most tokens
+    batches: tuple[Range, ...] = ((1, 1, 1), (1, 8, 32))  # sequences
+    seq: Range = (64, 192, 384)  # tokens
     compute_capability: str | None = None  # of the target GPU; None: the GPU here, or 8.9 without one
     workspace_bytes: int = 1 << 30
 
     def __post_init__(self) -> None:
-        for name in ("batch", "seq"):
-            least, optimal, most = getattr(self, name)
+        for flag, (least, optimal, most) in [("--seq", self.seq), *(("--batch", batch) for batch in self.batches)]:
             if not 1 <= least <= optimal <= most:
-                raise UserError(f"--{name} {least},{optimal},{most}: wanted is least,optimal,most in ascending order")
+                raise UserError(f"{flag} {least},{optimal},{most}: wanted is least,optimal,most in ascending order")
+        if self.workspace_bytes < 1:
+            raise UserError("--workspace-mib: at least 1 is wanted")
+
+
+def default_batches(config: BertConfig) -> tuple[Range, ...]:
+    """A profile for SingleStream and one for Offline and Server.
+
+    With a batch of exactly 1, TensorRT drops that axis and, where a layer has a single head, finds no fused attention
+    kernel any more (docs/tensorrt.md); a profile that goes to 2 and is tuned for 1 keeps it.
+    """
+    single_head = any(layer.heads == 1 for layer in config.layers)
+    return (1, 1, 2 if single_head else 1), (1, 8, 32)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -46,36 +61,41 @@ class BuiltEngine:
     serialized: bytes
     log: str  # everything the builder said, one message a line
     seconds: float
-    compute_capability: str  # "8.9", or "current": the GPU of this machine
+    compute_capability: str  # "8.9"
+    timing_cache: bytes | None  # what the builder measured; None where none was asked for
 
 
-def build_engine(trt: ModuleType, onnx_path: Path, settings: BuildSettings) -> BuiltEngine:
-    """Parse an ONNX file of the `trt` flavour and build an engine with dynamic batch and sequence.
+def build_engine(
+    trt: ModuleType, onnx_path: Path, settings: BuildSettings, *, timing_cache: bytes | None = None
+) -> BuiltEngine:
+    """Parse an ONNX file that bertjax exported and build an engine with dynamic batch and sequence.
 
     Args:
       trt: what `binding.load_tensorrt` returned.
       onnx_path: the file; weights outside it are found beside it.
-      settings: profile, target and workspace.
+      settings: profiles, target and workspace.
+      timing_cache: what an earlier build measured, b"" for a new cache, None to keep none. Of another GPU or another
+        version it counts as b"".
 
     Raises:
       UserError: this TensorRT cannot build for the compute capability asked for.
-      WorkFailed: TensorRT does not start here, refuses a node, or finds no engine.
+      WorkFailed: TensorRT does not start here, refuses a node or a profile, or finds no engine.
     """
-    logger = _make_logger(trt)
+    logger = _logger(trt)
+    logger.clear()
     started = time.monotonic()
     try:
         builder = trt.Builder(logger)
     except TypeError:  # pybind's word for a null pointer
         raise WorkFailed(f"{trt.__name__} {trt.__version__} does not start here: {logger.last_error()}") from None
-    network, parser = _parse(trt, logger, builder, onnx_path)
     config = builder.create_builder_config()
+    capability = _set_target(trt, config, settings.compute_capability)
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the log does not say what was fused
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
-    capability = _set_target(trt, config, settings.compute_capability)
-    profile = builder.create_optimization_profile()
-    for name in _INPUTS:
-        profile.set_shape(name, *zip(settings.batch, settings.seq, strict=True))
-    config.add_optimization_profile(profile)
+    if timing_cache is not None:
+        _set_timing_cache(config, timing_cache)
+    network, parser = _parse(trt, logger, builder, onnx_path)
+    _add_profiles(builder, config, settings)
     with _progress(trt, config) as cancelled:
         serialized = builder.build_serialized_network(network, config)
     del parser  # it owns the weights that the network points to, so it had to live until here
@@ -88,15 +108,35 @@ def build_engine(trt: ModuleType, onnx_path: Path, settings: BuildSettings) -> B
         log="\n".join(logger.lines),
         seconds=time.monotonic() - started,
         compute_capability=capability,
+        timing_cache=None if timing_cache is None else bytes(config.get_timing_cache().serialize()),
     )
 
 
-def _make_logger(trt: ModuleType) -> Any:
+def inspect_engine(trt: ModuleType, serialized: bytes) -> str:
+    """Load an engine on the GPU here.
+
+    Returns:
+      What `EngineInspector` says of it, as JSON; "" where the engine cannot be loaded.
+    """
+    runtime = trt.Runtime(_logger(trt))  # must outlive the engine
+    engine = runtime.deserialize_cuda_engine(serialized)
+    if engine is None:
+        return ""
+    return engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+
+
+@functools.cache
+def _logger(trt: ModuleType) -> Any:
+    """The one logger of this process: TensorRT keeps the first it is given while any of its objects lives."""
+
     class Logger(trt.ILogger):
         """Keeps everything and prints nothing: the account is read from it, and errors are raised."""
 
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
+            self.clear()
+
+        def clear(self) -> None:
             self.lines: list[str] = []
             self.errors: list[str] = []
 
@@ -127,12 +167,13 @@ def _parse(trt: ModuleType, logger: Any, builder: Any, onnx_path: Path) -> tuple
 
 def _set_target(trt: ModuleType, config: Any, wanted: str | None) -> str:
     """Choose the GPU to build for, and say which."""
+    gpu = find_gpu()
     if not hasattr(config, "set_compute_capability"):
         if wanted:
             raise UserError("--compute-capability needs tensorrt-rtx; the full tensorrt builds for the GPU it runs on")
-        return "current"
-    if wanted is None and has_gpu():
-        return "current"
+        return gpu.compute_capability if gpu else "unknown"
+    if wanted is None and gpu:
+        return gpu.compute_capability
     wanted = wanted or "8.9"
     known = {
         f"{name[2:-1]}.{name[-1]}": value
@@ -144,6 +185,21 @@ def _set_target(trt: ModuleType, config: Any, wanted: str | None) -> str:
     config.num_compute_capabilities = 1
     config.set_compute_capability(known[wanted], 0)
     return wanted
+
+
+def _set_timing_cache(config: Any, content: bytes) -> None:
+    cache = config.create_timing_cache(content)
+    if cache is None or not config.set_timing_cache(cache, False):  # broken, or of another GPU or version
+        config.set_timing_cache(config.create_timing_cache(b""), False)
+
+
+def _add_profiles(builder: Any, config: Any, settings: BuildSettings) -> None:
+    for batch in settings.batches:
+        profile = builder.create_optimization_profile()
+        for name in _INPUTS:
+            profile.set_shape(name, *zip(batch, settings.seq, strict=True))
+        if config.add_optimization_profile(profile) < 0:
+            raise WorkFailed(f"--batch {','.join(map(str, batch))}: TensorRT refuses this optimization profile")
 
 
 @contextlib.contextmanager

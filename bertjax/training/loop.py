@@ -26,6 +26,7 @@ from bertjax.model import Params
 from bertjax.modeldir import write_file_aside
 
 Loss = Callable[[Params, Batch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
+State = tuple[Params, optax.OptState, Params]  # trained parameters, optimizer state, averaged parameters or {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,7 @@ class TrainSettings:
     warmup_share: float = 0.1  # of the steps, linear from 0; then linear to 0
     weight_decay: float = 0.01
     clip_norm: float = 1.0  # of the global gradient
+    ema: float = 0.0  # decay of the averaged weights, which are then the ones that are scored and kept; 0: no average
     seed: int = 0
     evaluations: int = 0  # how often to score on the validation file; 0 keeps the last weights
     checkpoint_seconds: float = 120.0
@@ -44,12 +46,17 @@ class TrainSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Everything needed to go on: `state` is (params, optimizer state), `best` the best-scoring params so far."""
+    """Everything needed to go on: `scored` is the step that was scored last, `best` the best-scoring params so far."""
 
     step: int
-    state: tuple[Params, optax.OptState]
+    scored: int
+    state: State
     best_score: float
     best: Params | None
+
+    def kept(self) -> Params:
+        """The parameters that are scored and returned: the averaged ones where there are any."""
+        return self.state[2] or self.state[0]
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
@@ -80,8 +87,13 @@ def train(
     folder: Path,
     label: str,
     evaluate: Callable[[Params], float] | None = None,
+    score_start: bool = False,
 ) -> Params:
     """Train `params` and return the last weights, or the best-scoring ones if `settings.evaluations` asks for it.
+
+    With `settings.ema` set, it is their exponential moving average that is returned and scored. Its decay starts low
+    and rises to `ema`, min(ema, (1 + step) / (10 + step)), so that a short run is not averaged with its start (the
+    rule of TensorFlow's ExponentialMovingAverage).
 
     Args:
       params: the trained arrays by name; they are not changed.
@@ -89,6 +101,7 @@ def train(
       folder: where checkpoints are kept; a run with the same settings goes on from the one it finds there.
       label: the progress bar's name.
       evaluate: a score to maximize, called at `settings.evaluations` evenly spaced steps, the last one included.
+      score_start: score `params` themselves too, and return them unless training gives something better.
 
     Raises:
       WorkFailed: the loss is no longer finite, or the disk is full.
@@ -96,44 +109,61 @@ def train(
     optimizer = make_optimizer(settings)
     # Buffers are donated to each step, so start from copies of the caller's arrays.
     params = {name: jnp.array(value, jnp.float32, copy=True) for name, value in params.items()}
-    now = Checkpoint(step=0, state=(params, optimizer.init(params)), best_score=-np.inf, best=None)
-    identity = _identity(settings, params)
-    now = _restore(folder, now, identity)
-    state, best_score, best = now.state, now.best_score, now.best
-
-    @jax.jit(donate_argnums=0)
-    def step_function(state: tuple[Params, optax.OptState], batch: Batch, step: jax.Array):
-        params, opt_state = state
-        key = jax.random.fold_in(jax.random.key(settings.seed, impl="unsafe_rbg"), step)
-        value, gradients = jax.value_and_grad(loss)(params, batch, key)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return (optax.apply_updates(params, updates), opt_state), value
-
-    marks = _evaluation_steps(settings) if evaluate else set()
-    saved, step, average = time.monotonic(), now.step, None
-    bar = tqdm(total=settings.steps, initial=step, desc=label, unit="step", dynamic_ncols=True)
+    average = jax.tree.map(jnp.copy, params) if settings.ema else {}
+    state, identity = (params, optimizer.init(params), average), _identity(settings, params)
+    now = _restore(folder, Checkpoint(step=0, scored=-1, state=state, best_score=-np.inf, best=None), identity)
+    step_function = _make_step(loss, optimizer, settings)
+    marks = _evaluation_steps(settings, score_start) if evaluate else set()
+    saved, smooth = time.monotonic(), None
+    bar = tqdm(total=settings.steps, initial=now.step, desc=label, unit="step", dynamic_ncols=True)
     try:
-        while step < settings.steps:
-            state, value = step_function(state, make_batch(step), jnp.int32(step))
-            step += 1
-            average = _smooth(average, float(value), label, step)
-            bar.set_postfix(loss=f"{average:.3f}", refresh=False)
+        while True:
+            if now.step in marks and now.step > now.scored:
+                score = evaluate(now.kept())
+                bar.write(f"{label}: step {now.step}: {score:.2f} on the validation file")
+                now = _scored(now, score)
+            if now.step == settings.steps:
+                break
+            state, value = step_function(now.state, make_batch(now.step), jnp.int32(now.step))
+            now = dataclasses.replace(now, step=now.step + 1, state=state)
+            smooth = _smooth(smooth, float(value), label, now.step)
+            bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
             bar.update()
-            if step in marks:
-                score = evaluate(state[0])
-                bar.write(f"{label}: step {step}: {score:.2f} on the validation file")
-                if score > best_score:
-                    best_score, best = score, {name: np.asarray(value) for name, value in state[0].items()}
             if time.monotonic() - saved > settings.checkpoint_seconds:
-                _save(folder, Checkpoint(step=step, state=state, best_score=best_score, best=best), identity)
+                _save(folder, now, identity)
                 saved = time.monotonic()
     except KeyboardInterrupt:
-        _save(folder, Checkpoint(step=step, state=state, best_score=best_score, best=best), identity)
+        _save(folder, now, identity)
         raise
     finally:
         bar.close()
-    _save(folder, Checkpoint(step=step, state=state, best_score=best_score, best=best), identity)
-    return {name: jnp.asarray(value) for name, value in best.items()} if best is not None else state[0]
+    _save(folder, now, identity)
+    return {name: jnp.asarray(value) for name, value in (now.best or now.kept()).items()}
+
+
+def _make_step(
+    loss: Loss, optimizer: optax.GradientTransformation, settings: TrainSettings
+) -> Callable[[State, Batch, jax.Array], tuple[State, jax.Array]]:
+    @jax.jit(donate_argnums=0)
+    def step_function(state: State, batch: Batch, step: jax.Array) -> tuple[State, jax.Array]:
+        params, opt_state, average = state
+        key = jax.random.fold_in(jax.random.key(settings.seed, impl="unsafe_rbg"), step)
+        value, gradients = jax.value_and_grad(loss)(params, batch, key)
+        updates, opt_state = optimizer.update(gradients, opt_state, params)
+        params = optax.apply_updates(params, updates)
+        decay = jnp.minimum(settings.ema, (1 + step) / (10 + step))
+        average = {name: decay * value + (1 - decay) * params[name] for name, value in average.items()}
+        return (params, opt_state, average), value
+
+    return step_function
+
+
+def _scored(now: Checkpoint, score: float) -> Checkpoint:
+    now = dataclasses.replace(now, scored=now.step)
+    if score <= now.best_score:
+        return now
+    best = {name: np.asarray(value) for name, value in now.kept().items()}
+    return dataclasses.replace(now, best_score=score, best=best)
 
 
 def _smooth(average: float | None, value: float, label: str, step: int) -> float:
@@ -142,13 +172,16 @@ def _smooth(average: float | None, value: float, label: str, step: int) -> float
     return value if average is None else 0.98 * average + 0.02 * value
 
 
-def _evaluation_steps(settings: TrainSettings) -> set[int]:
-    return {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
+def _evaluation_steps(settings: TrainSettings, score_start: bool) -> set[int]:
+    marks = {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
+    return marks | {0} if marks and score_start else marks - {0}
 
 
 def _identity(settings: TrainSettings, params: Params) -> str:
     """A digest of what must agree before a checkpoint may be continued."""
     fields = dataclasses.asdict(settings) | {"checkpoint_seconds": None}
+    if not settings.ema:
+        del fields["ema"]  # checkpoints from before it was there go on
     shapes = {name: value.shape for name, value in sorted(params.items())}
     return hashlib.sha256(json.dumps([fields, shapes], default=list).encode()).hexdigest()
 
@@ -157,7 +190,8 @@ def _save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     leaves = jax.tree.leaves(checkpoint.state)
     arrays = {f"state.{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
     arrays |= {f"best.{name}": value for name, value in (checkpoint.best or {}).items()}
-    about = {"step": checkpoint.step, "best_score": float(checkpoint.best_score), "identity": identity}
+    about = {"step": checkpoint.step, "scored": checkpoint.scored, "identity": identity}
+    about["best_score"] = float(checkpoint.best_score)
     content = safetensors.numpy.save(arrays, metadata={"about": json.dumps(about)})
     write_file_aside(folder / "checkpoint.safetensors", content)
 
@@ -176,6 +210,7 @@ def _restore(folder: Path, fresh: Checkpoint, identity: str) -> Checkpoint:
         best = {name[5:]: file.get_tensor(name) for name in file.keys() if name.startswith("best.")}  # noqa: SIM118
     return Checkpoint(
         step=about["step"],
+        scored=about.get("scored", about["step"]),  # checkpoints from before it was there go on
         state=jax.tree.unflatten(tree, state),
         best_score=about["best_score"],
         best=best or None,

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.model import MASKED, SpanOutput
+from bertjax.model import MASKED, SpanOutput, mask_bias
+
+RELATION_SIZE = 32  # dimensions of a relation head, whatever the attention heads are
 
 
 def span_cross_entropy(output: SpanOutput, mask: jax.Array, starts: jax.Array, ends: jax.Array) -> jax.Array:
@@ -56,3 +61,57 @@ def hidden_state_distance(student: jax.Array, teacher: jax.Array, mask: jax.Arra
     teacher = teacher.astype(jnp.float32)
     difference = (jnp.square(student.astype(jnp.float32) - teacher) * weight).sum()
     return difference / jnp.maximum((jnp.square(teacher) * weight).sum(), 1e-6)
+
+
+def closest_layers_distance(student: Sequence[jax.Array], teacher: jax.Array, mask: jax.Array) -> jax.Array:
+    """Mean distance of the teacher's layers to their closest layers of the student, float32 scalar.
+
+    The dynamic layer map of CoFi (Xia et al. 2022, "Structured Pruning Learns Compact and Accurate Models", section
+    3.2): each teacher layer is compared with whichever student layer is nearest at this step, in an order that does
+    not fall with depth. CoFi's linear map between the two is left out: a pruned student keeps its teacher's basis.
+
+    Args:
+      student: the outputs of all layers of the student, [B, S, D] each.
+      teacher: [teacher's layers, B, S, D], in order of depth.
+    """
+    rows = [jnp.stack([hidden_state_distance(own, theirs, mask) for own in student]) for theirs in teacher]
+    return least_ordered_sum(rows) / len(rows)
+
+
+def least_ordered_sum(rows: Sequence[jax.Array]) -> jax.Array:
+    """The least sum of one entry from each row, float32 scalar, where the columns never fall from row to row.
+
+    By dynamic programming, exact. The gradient is that of the chosen entries.
+
+    Args:
+      rows: [columns] each.
+    """
+    best = rows[0]  # of the rows so far, by the column of the last one
+    for row in rows[1:]:
+        best = jax.lax.cummin(best) + row
+    return best.min()
+
+
+def relation_divergence(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+    """How differently two models relate a window's tokens to each other, float32 scalar.
+
+    The relation distillation of MiniLMv2 (Wang et al. 2021, "Multi-Head Self-Attention Relation Distillation for
+    Compressing Pretrained Transformers", section 3.1): states are split into relation heads, relations are the softmax
+    of their scaled dot products, and the loss is the KL divergence from the teacher's to the student's, meaned over
+    relation heads and tokens. The paper relates queries, keys and values; here it is the layer's outputs, because a
+    pruned layer may have one attention head left or none, but its output always has the teacher's size.
+
+    Args:
+      student, teacher: outputs of a layer, [B, S, D].
+    """
+    own, theirs = (_log_relations(states, mask) for states in (student, teacher))
+    divergence = (jnp.exp(theirs) * (theirs - own)).sum(axis=-1).mean(axis=1)  # [B, S]
+    return (divergence * mask).sum() / mask.sum()
+
+
+def _log_relations(states: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logarithms of the relations, float32 [B, relation heads, S, S]; each row is a distribution over real tokens."""
+    size = math.gcd(states.shape[-1], RELATION_SIZE)
+    split = states.astype(jnp.float32).reshape(*states.shape[:2], -1, size)
+    products = jnp.einsum("bqhd,bkhd->bhqk", split, split) / math.sqrt(size)
+    return jax.nn.log_softmax(products + mask_bias(mask), axis=-1)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,17 +15,26 @@ from hypothesis import strategies as st
 from bertjax.data.batching import plan_epoch, plan_inference
 from bertjax.data.dataset import from_examples
 from bertjax.data.features import WindowSettings
+from bertjax.data.metrics import Score
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import WorkFailed
 from bertjax.evaluation import Evaluator
 from bertjax.model import BertForQuestionAnswering, SpanOutput, bind, init_params
-from bertjax.training.distill import DistillSettings, distill
+from bertjax.quantization.calibrate import weight_scales
+from bertjax.tensors import question_answering_shapes
+from bertjax.training.distill import DistillSettings, distill, distillation_loss
 from bertjax.training.finetune import batch_maker
 from bertjax.training.loop import TrainSettings
-from bertjax.training.losses import hidden_state_distance, soft_span_cross_entropy, span_cross_entropy
-from bertjax.training.teacher import Teacher, default_layer_map, make_targets
-from tests.models import tiny_config, write_random_model
+from bertjax.training.losses import (
+    closest_layers_distance,
+    hidden_state_distance,
+    relation_divergence,
+    soft_span_cross_entropy,
+    span_cross_entropy,
+)
+from bertjax.training.teacher import Teacher, cache_bytes, distilled_layers, make_targets
+from tests.models import random_tensors, tiny_config, write_random_model
 
 CONFIG = tiny_config(quantized=False)
 
@@ -44,7 +55,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return Teacher(config=CONFIG, params=init_params(BertForQuestionAnswering, CONFIG, seed=5), layer_map=(1, 2))
+    return Teacher(config=CONFIG, params=init_params(BertForQuestionAnswering, CONFIG, seed=5), layers=(1, 2))
 
 
 def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
@@ -60,6 +71,19 @@ def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
         np.testing.assert_array_equal(found["teacher_start"][mask], wanted["teacher_start"][mask])
         np.testing.assert_array_equal(found["teacher_end"][mask], wanted["teacher_end"][mask])
         np.testing.assert_array_equal(found["teacher_hidden"][:, mask], wanted["teacher_hidden"][:, mask])
+
+
+def test_without_layers_only_logits_are_kept(tmp_path: Path, dataset, teacher):
+    logits = dataclasses.replace(teacher, layers=DistillSettings(hidden_weight=0.0).teacher_layers(2))
+    batch = batch_maker(dataset, CONFIG, batch_size=12, seed=0)(0)
+    both = make_targets(teacher, dataset, cache=tmp_path)(batch)
+    found = make_targets(logits, dataset, cache=tmp_path)(batch)
+    assert "teacher_hidden" not in found
+    np.testing.assert_array_equal(found["teacher_start"], both["teacher_start"])
+    stored = sum(path.stat().st_size for path in (tmp_path / "logits").iterdir())
+    assert cache_bytes(logits, dataset) == 4 * dataset.lengths.sum() <= stored < cache_bytes(teacher, dataset)
+    again = make_targets(teacher, dataset, cache=tmp_path)(batch)
+    np.testing.assert_array_equal(again["teacher_hidden"], both["teacher_hidden"])
 
 
 def test_a_cache_larger_than_the_disk_is_told(tmp_path: Path, dataset, teacher, monkeypatch):
@@ -85,7 +109,7 @@ def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset,
     trained = distill(
         config=CONFIG,
         params=student,
-        layer_map=teacher.layer_map,
+        layers=teacher.layers,
         targets=targets,
         dataset=dataset,
         validation=dataset,
@@ -96,6 +120,76 @@ def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset,
         label="distill",
     )
     assert distance(trained) < 0.5 * distance(student)
+
+
+def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
+    batch = make_targets(teacher, dataset, cache=None)(batch_maker(dataset, CONFIG, batch_size=12, seed=0)(0))
+    student = bind(BertForQuestionAnswering, CONFIG, init_params(BertForQuestionAnswering, CONFIG, seed=6))
+    output, mask = (
+        student(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]),
+        batch["attention_mask"],
+    )
+
+    def loss(**changes: float | str) -> float:
+        terms = {"label_weight": 0.0, "hidden_weight": 0.0} | changes
+        return float(distillation_loss(output, batch, DistillSettings(**terms), teacher.layers))
+
+    soft = loss()
+    assert soft == float(soft_span_cross_entropy(output, batch["teacher_start"], batch["teacher_end"], mask, 2.0))
+    labels = span_cross_entropy(output, mask, batch["starts"], batch["ends"]).mean()
+    assert loss(label_weight=0.5) - soft == pytest.approx(0.5 * float(labels), rel=1e-4)
+    states, theirs = output.hidden_states, batch["teacher_hidden"]
+    fixed = (hidden_state_distance(states[1], theirs[0], mask) + hidden_state_distance(states[2], theirs[1], mask)) / 2
+    assert loss(hidden_weight=3.0) - soft == pytest.approx(3.0 * float(fixed), rel=1e-4)
+    closest = closest_layers_distance(states[1:], theirs, mask)
+    assert loss(hidden_weight=3.0, layer_map="dynamic") - soft == pytest.approx(3.0 * float(closest), rel=1e-4)
+    related = relation_divergence(states[2], theirs[1], mask)
+    assert loss(relation_weight=2.0) - soft == pytest.approx(2.0 * float(related), rel=1e-3)
+
+
+def _train_on_the_grid(folder: Path, dataset, teacher, *, learned_scales: bool, evaluations: int) -> tuple[dict, dict]:
+    """A calibrated student of one layer, and the same after 3 steps at a learning rate that moves everything."""
+    config = tiny_config(((1, 32),))
+    start = {name: jnp.asarray(value) for name, value in random_tensors(config, seed=3).items()}
+    start |= weight_scales(config, start)
+    trained = distill(
+        config=config,
+        params=start,
+        layers=(),
+        targets=make_targets(dataclasses.replace(teacher, layers=()), dataset, cache=None),
+        dataset=dataset,
+        validation=dataset,
+        batch_size=12,
+        distillation=DistillSettings(hidden_weight=0.0, learned_scales=learned_scales),
+        settings=TrainSettings(steps=3, learning_rate=3e-3, evaluations=evaluations),
+        folder=folder,
+        label="qat",
+    )
+    assert {name: value.shape for name, value in trained.items()} == question_answering_shapes(config)
+    return start, trained
+
+
+@pytest.mark.parametrize("learned_scales", [False, True])
+def test_activation_scales_move_only_where_they_are_learned(tmp_path: Path, dataset, teacher, learned_scales: bool):
+    start, trained = _train_on_the_grid(tmp_path, dataset, teacher, learned_scales=learned_scales, evaluations=0)
+    for name, value in trained.items():
+        if name.endswith(".weight_scale"):
+            weight = np.asarray(trained[name.removesuffix("_scale")])
+            np.testing.assert_allclose(value, np.abs(weight).max(axis=1) / 127, rtol=1e-6)
+        elif name.endswith("_scale"):
+            assert float(value) > 0 and (float(value) != float(start[name])) == learned_scales
+
+
+def test_training_on_the_grid_that_loses_keeps_the_calibrated_student(tmp_path: Path, dataset, teacher, monkeypatch):
+    scores = iter([50.0, 49.0])
+
+    def score(self: Evaluator, params: dict, *, label: str) -> SimpleNamespace:
+        return SimpleNamespace(score=Score(exact_match=0.0, f1=next(scores)))
+
+    monkeypatch.setattr(Evaluator, "__call__", score)
+    start, kept = _train_on_the_grid(tmp_path, dataset, teacher, learned_scales=True, evaluations=1)
+    for name, value in start.items():
+        np.testing.assert_array_equal(kept[name], value, err_msg=name)
 
 
 def test_the_evaluator_gives_the_models_own_logits_for_every_window(dataset, teacher):
@@ -130,10 +224,10 @@ def test_span_loss_is_the_mean_of_both_ends():
     assert float(found[0]) == pytest.approx(-(np.log(0.5) + np.log(0.25)) / 2)
 
 
-def test_the_layer_map_ends_each_third():
-    assert default_layer_map(24) == (8, 16, 24)
-    assert default_layer_map(4) == (1, 3, 4)
-    assert default_layer_map(1) == (1,)
+def test_the_distilled_layers_end_each_third():
+    assert distilled_layers(24) == (8, 16, 24)
+    assert distilled_layers(4) == (1, 3, 4)
+    assert distilled_layers(1) == (1,)
 
 
 @settings(max_examples=40, deadline=None)

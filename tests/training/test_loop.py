@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import jax
@@ -81,6 +82,61 @@ def test_the_best_scored_weights_are_returned(tmp_path: Path):
         params=_start(), loss=_loss, make_batch=_batch, settings=settings, folder=tmp_path, label="t", evaluate=evaluate
     )
     np.testing.assert_array_equal(best["dense.weight"], seen[1]["dense.weight"])
+
+
+def test_the_start_is_kept_where_training_makes_it_worse(tmp_path: Path):
+    scores = iter([2.0, 1.0, 2.0])
+    settings = TrainSettings(steps=12, learning_rate=0.05, evaluations=2)
+    run = dict(params=_start(), loss=_loss, make_batch=_batch, settings=settings, label="t")
+    best = train(folder=tmp_path, evaluate=lambda params: next(scores), score_start=True, **run)
+    for name, value in _start().items():
+        np.testing.assert_array_equal(best[name], value)
+
+
+def test_a_score_that_was_interrupted_is_taken_again(tmp_path: Path):
+    asked: list[str] = []
+
+    def evaluate(params: dict) -> float:
+        asked.append(str(np.asarray(params["dense.bias"])))
+        if len(asked) in (1, 4):
+            raise KeyboardInterrupt
+        return {2: 1.0, 3: 2.0, 5: 3.0}[len(asked)]
+
+    settings = TrainSettings(steps=4, learning_rate=0.05, evaluations=2)
+    run = dict(params=_start(), loss=_loss, make_batch=_batch, settings=settings, folder=tmp_path, label="t")
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            train(evaluate=evaluate, score_start=True, **run)
+    best = train(evaluate=evaluate, score_start=True, **run)
+    assert len(asked) == 5 and asked[0] == asked[1] and asked[3] == asked[4] == str(np.asarray(best["dense.bias"]))
+
+
+def test_the_average_follows_its_formula_and_survives_an_interrupt(tmp_path: Path):
+    steps: list[dict] = []
+    every_step = dataclasses.replace(SETTINGS, evaluations=12)
+
+    def note(params: dict) -> float:
+        steps.append({name: np.asarray(value) for name, value in params.items()})
+        return 0.0
+
+    run = dict(params=_start(), loss=_loss, label="t")
+    train(make_batch=_batch, settings=every_step, folder=tmp_path / "raw", evaluate=note, **run)
+    wanted = {name: np.asarray(value) for name, value in _start().items()}
+    for step, weights in enumerate(steps):
+        decay = min(0.3, (1 + step) / (10 + step))
+        wanted = {name: decay * value + (1 - decay) * weights[name] for name, value in wanted.items()}
+
+    def interrupted(step: int) -> dict[str, np.ndarray]:
+        if step == 7:
+            raise KeyboardInterrupt
+        return _batch(step)
+
+    averaged = dict(settings=dataclasses.replace(SETTINGS, ema=0.3), folder=tmp_path / "averaged")
+    with pytest.raises(KeyboardInterrupt):
+        train(make_batch=interrupted, **averaged, **run)
+    found = train(make_batch=_batch, **averaged, **run)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(found[name], value, rtol=1e-5)
 
 
 def test_an_infinite_loss_ends_the_run(tmp_path: Path):

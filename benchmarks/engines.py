@@ -1,0 +1,157 @@
+"""What building engines at BERT-large's size takes, and what the engines do in INT8. No GPU is needed.
+
+    python benchmarks/engines.py
+
+Writes model directories with random weights to a temporary folder and runs export/to_onnx.py and export/to_trt.py on
+them, one program at a time: seconds by the clock, peak memory of the process, sizes, and the account's totals. Weights
+do not change what TensorRT does with a graph; shapes do. The student's are those of a BERT-large with 5.6 times fewer
+multiply-accumulates, cut unevenly: layers with one head, without attention, without FFN.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bertjax import modeldir, programs, tensors
+from bertjax.config import BertConfig, LayerShape, Quantization, count_macs
+from bertjax.errors import WorkFailed
+from bertjax.tables import text_table
+
+EXPORT = Path(__file__).resolve().parent.parent / "export"
+HEADS = (9, 10, 8, 8, 7, 7, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 3, 2, 2, 1, 1, 1, 0, 0)
+FFN = tuple(
+    32 * units for units in (30, 28, 28, 26, 24, 24, 22, 22, 20, 19, 18, 17, 16, 14, 13, 12, 10, 8, 6, 4, 3, 1, 2, 0)
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A shape, and the flavour in which its engine is built."""
+
+    config: BertConfig
+    flavour: str = "trt"
+
+
+def models() -> dict[str, Model]:
+    """The rows of the table."""
+    int8 = Quantization(calibrator="max", calibration_examples=1, trained=False)
+    large = BertConfig.bert_large()
+    cut = tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in zip(HEADS, FFN, strict=True))
+    return {
+        "student-int8": Model(config=dataclasses.replace(large, layers=cut, quantization=int8)),
+        "bert-large-int8": Model(config=dataclasses.replace(large, quantization=int8)),
+        "bert-large-fp16": Model(config=large),
+        "bert-large-fp32": Model(config=large, flavour="cpu"),
+        # Past 2 GB, where an ONNX file's weights go into a second file.
+        "44-layers-fp32": Model(config=dataclasses.replace(large, layers=large.layers[:1] * 44), flavour="cpu"),
+    }
+
+
+def write_model(directory: Path, config: BertConfig) -> None:
+    """A model directory with random weights of a usual size and scales that fit them."""
+    rng = np.random.default_rng(0)
+    parameters: modeldir.Tensors = {}
+    for name, shape in tensors.question_answering_shapes(config).items():
+        if name.endswith("LayerNorm.weight"):
+            parameters[name] = np.ones(shape, np.float32)
+        elif not name.endswith("_scale"):
+            parameters[name] = 0.03 * rng.standard_normal(shape, np.float32)
+    for site in tensors.dense_sites(config) if config.quantization else ():
+        parameters[site.weight_scale] = np.abs(parameters[site.weight]).max(axis=1) / 127
+        parameters[site.input_scale] = np.array(3 / 127, np.float32)
+    modeldir.save(directory, config, parameters, tokenizer_from=directory)
+
+
+def run_program(program: str, *flags: str) -> tuple[float, int, str]:
+    """Run a program of export/.
+
+    Returns:
+      Seconds by the clock, peak memory in bytes, and what it printed.
+
+    Raises:
+      WorkFailed: it did.
+    """
+    begin = time.perf_counter()
+    with tempfile.TemporaryFile("w+") as printed:
+        process = subprocess.Popen([sys.executable, EXPORT / program, *flags], stdout=printed)
+        _, status, usage = os.wait4(process.pid, 0)
+        if code := os.waitstatus_to_exitcode(status):
+            raise WorkFailed(f"{program} {' '.join(flags)}: exit code {code}")
+        printed.seek(0)
+        return time.perf_counter() - begin, usage.ru_maxrss * 1024, printed.read()
+
+
+def measure(directory: Path, model: Model) -> dict[str, Any]:
+    """Export and build one model; everything that its row shows, and the account as printed."""
+    write_model(directory, model.config)
+    seconds, memory, _ = run_program("to_onnx.py", "--model", str(directory), "--flavour", model.flavour)
+    result: dict[str, Any] = {"export_seconds": seconds, "export_bytes": memory}
+    result["onnx_bytes"] = sum(path.stat().st_size for path in directory.glob("model*.onnx*"))
+    flags = ["--require-int8"] if model.config.quantization else []
+    seconds, memory, printed = run_program(
+        "to_trt.py", "--model", str(directory), "--flavour", model.flavour, "--compute-capability", "8.9", *flags
+    )
+    record = json.loads((directory / "engine.json").read_text())
+    totals = [profile["account"]["totals"] for profile in record["profiles"]]
+    return result | {
+        "build_seconds": seconds,
+        "build_bytes": memory,
+        "engine_bytes": record["engine_bytes"],
+        "library": f"{record['library']} {record['library_version']}",
+        "totals": totals,
+        "account": printed,
+    }
+
+
+def row(name: str, config: BertConfig, result: dict[str, Any]) -> list[str]:
+    def each(key: str, of: str) -> str:
+        """A total of every profile, once where they are equal."""
+        return " / ".join(dict.fromkeys(f"{total[key]} of {total[of]}" for total in result["totals"]))
+
+    return [
+        name,
+        f"{count_macs(config, 384) / 1e9:.1f}",
+        f"{result['onnx_bytes'] / 1e6:.0f}",
+        f"{result['export_seconds']:.0f}",
+        f"{result['export_bytes'] / 1e9:.1f}",
+        f"{result['build_seconds']:.0f}",
+        f"{result['build_bytes'] / 1e9:.1f}",
+        f"{result['engine_bytes'] / 1e6:.0f}",
+        each("int8_gemms", "dense_layers"),
+        each("fused_attention", "attention_layers"),
+        each("merged_qkv", "attention_layers"),
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = models()
+    parser.add_argument("--model", action="append", choices=known, help="may be given several times (default: all)")
+    parser.add_argument("--accounts", action="store_true", help="print every engine's account, layer by layer, too")
+    options = parser.parse_args()
+
+    rows = []
+    for name in options.model or known:
+        with tempfile.TemporaryDirectory() as folder:
+            result = measure(Path(folder) / "model", known[name])
+        print(f"{name}: {result['library']}, {result['build_seconds']:.0f} s", file=sys.stderr)
+        if options.accounts:
+            print(f"{name}\n{result['account']}")
+        rows.append(row(name, known[name].config, result))
+    header = ["model", "GMAC at 384", "ONNX MB", "export s", "GB", "build s", "GB", "engine MB"]
+    print(text_table([*header, "INT8 GEMMs", "attention fused", "Q/K/V merged"], rows))
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,146 @@
+"""What INT8 costs, by calibrator and by the placement of Q/DQ, before any training; and what TensorRT makes of it.
+
+    python benchmarks/quantization.py --model runs/minilm/student --train-file train.json.gz --data val.json.gz \\
+        --output runs/quantization
+
+Every row calibrates the same floating-point student on the same training windows and leaves a model directory
+`OUTPUT/PLACEMENT-CALIBRATOR`; `benchmarks/backends.py --model` measures its speed. Rows that are there are not made
+again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax import modeldir, programs
+from bertjax.config import Quantization
+from bertjax.data.dataset import Dataset, load_dataset
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.errors import UserError
+from bertjax.evaluation import Evaluator
+from bertjax.mlperf import records
+from bertjax.pruning.repair import Model
+from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
+from bertjax.quantization.calibrators import CALIBRATORS
+from bertjax.tables import text_table
+
+PLACEMENTS = {"dense": (), "attention": ("attention",), "residual": ("residual",), "all": ("attention", "residual")}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What all rows share."""
+
+    student: Model
+    source: Path  # the student's directory
+    ranges: Ranges
+    data: Dataset
+    output: Path
+
+    def score(self, name: str, model: Model) -> dict[str, float]:
+        """Exact match and F1, measured once and then kept in a file."""
+        path = self.output / f"{name}.json"
+        if not path.exists():
+            found = Evaluator(model.config, self.data)(model.params, label=name).score
+            modeldir.write_file_aside(path, json.dumps({"exact_match": found.exact_match, "f1": found.f1}))
+        return json.loads(path.read_text())
+
+    def row(self, placement: str, record: Quantization, base: dict[str, float]) -> list[str]:
+        """Quantize, save, score and build one row's model."""
+        directory = self.output / f"{placement}-{record.calibrator}"
+        config = dataclasses.replace(self.student.config, quantization=record)
+        params = quantize(config, self.student.params, self.ranges)
+        if not directory.exists():
+            arrays = {name: np.asarray(value) for name, value in params.items()}
+            modeldir.save(directory, config, arrays, tokenizer_from=self.source)
+        found = self.score(directory.name, Model(config=config, params=params))
+        scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - base['f1']:+.2f}"]
+        return [placement, record.calibrator, *scores, *tensorrt_cells(directory)]
+
+
+def tensorrt_cells(directory: Path) -> list[str]:
+    """INT8 GEMMs, fused attentions and what they multiply, what residual adds read, steps; dashes without TensorRT."""
+    from bertjax.tensorrt.build import BuildSettings
+    from bertjax.tensorrt.export import export_engine
+    from bertjax.tensorrt.source import source_from_directory
+
+    source = source_from_directory(directory, "trt")
+    seq = tuple(min(tokens, source.config.max_position_embeddings) for tokens in (64, 192, 384))
+    try:
+        engine = export_engine(source, BuildSettings(batches=((1, 8, 32),), seq=seq))
+    except UserError:
+        return ["-"] * 4
+    totals = engine.accounts[0].totals()
+    return [
+        f"{totals['int8_gemms']} of {totals['dense_layers']}",
+        f"{totals['fused_attention']} of {totals['attention_layers']}, {_counted(totals['attention_dtypes'])}",
+        _counted(totals["residual_reads"]),
+        str(totals["steps"]),
+    ]
+
+
+def _counted(counter: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.items())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="model directory of a floating-point student")
+    add("--train-file", type=Path, required=True, help="SQuAD v1.1 file to calibrate on")
+    add("--data", type=Path, required=True, help="SQuAD v1.1 file to score on")
+    add("--output", type=Path, required=True, help="folder for the quantized model directories")
+    add("--calibrator", nargs="+", choices=CALIBRATORS, default=["mse"], help="default: mse")
+    add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS), help="INT8 beside the dense layers")
+    add("--questions", type=int, help="score on this many questions, drawn at random (default: all)")
+    add("--examples", type=int, default=256, help="training windows to calibrate on (default 256)")
+    add("--seed", type=int, default=0)
+    options = parser.parse_args()
+
+    config, arrays = modeldir.load_question_answering(options.model)
+    if config.quantization:
+        raise UserError(f"--model: {options.model} is quantized; name the floating-point student")
+    student = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
+    everything = _record("all", CALIBRATORS[0], options.examples)
+    bench = Bench(
+        student=student,
+        source=options.model,
+        ranges=record_ranges(
+            dataclasses.replace(config, quantization=everything),
+            student.params,
+            load_dataset(options.train_file, tokenizer, windows),
+            seed=options.seed,
+        ),
+        data=load_dataset(options.data, tokenizer, windows, questions=options.questions),
+        output=options.output,
+    )
+    base = bench.score("float", student)
+    rows = [["floating point", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-", "-"]]
+    for placement in options.placement:
+        for calibrator in options.calibrator:
+            rows.append(bench.row(placement, _record(placement, calibrator, options.examples), base))
+            print(*rows[-1], sep="  ", flush=True)
+    header = ["INT8", "calibrator", "exact match", "F1", "against float"]
+    print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "residual adds", "steps"], rows))
+
+
+def _record(placement: str, calibrator: str, examples: int) -> Quantization:
+    also = PLACEMENTS[placement]
+    return Quantization(
+        calibrator=calibrator,
+        calibration_examples=examples,
+        trained=False,
+        attention="attention" in also,
+        residual="residual" in also,
+    )
+
+
+if __name__ == "__main__":
+    programs.run(main)

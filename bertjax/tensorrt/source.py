@@ -1,0 +1,122 @@
+"""What an engine is built from: a model directory, or an ONNX file that bertjax exported."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import onnx
+
+from bertjax.config import BertConfig
+from bertjax.errors import UserError
+from bertjax.onnx.export import default_path, export_onnx, is_current, source_digest
+from bertjax.onnx.graph import FlavourName
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """An ONNX file and the model that it holds."""
+
+    onnx_path: Path
+    flavour: FlavourName
+    config: BertConfig
+    directory: Path | None  # whose `onnx_path` is written first if it is absent or stale; None: it is as it should be
+
+
+def source_from_directory(directory: Path, flavour: FlavourName) -> Source:
+    """The export of a model directory.
+
+    Raises:
+      UserError: the directory has no valid `config.json`, or TensorRT cannot take the flavour.
+    """
+    config = BertConfig.from_json(Path(directory) / "config.json")
+    _check_flavour(config, flavour, f"--flavour {flavour}: {directory}")
+    return Source(
+        onnx_path=default_path(directory, config, flavour),
+        flavour=flavour,
+        config=config,
+        directory=Path(directory),
+    )
+
+
+def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName | None) -> Source:
+    """An ONNX file that `export/to_onnx.py` wrote.
+
+    Args:
+      path: the file.
+      directory: the model directory that it has to come from; None: any.
+      flavour: what it has to be; None: either.
+
+    Raises:
+      UserError: it is no such file, of another model or flavour, or TensorRT cannot take its flavour.
+    """
+    path = Path(path)
+    mend = f"python export/to_onnx.py --model {directory or 'DIR'} --flavour {flavour or 'trt'}"
+    model = _load(path)
+    metadata = _metadata(model)
+    try:
+        config, digest = BertConfig.from_dict(json.loads(metadata["config"]), path), metadata["source_sha256"]
+        found: FlavourName = "cpu" if metadata["flavour"] == "cpu" else "trt"
+    except (KeyError, ValueError):
+        raise UserError(f"--onnx {path}: not an ONNX file that bertjax exported; make one with: {mend}") from None
+    if directory is not None:
+        same_config = config == BertConfig.from_json(Path(directory) / "config.json")
+        if not same_config or digest != source_digest(directory):
+            raise UserError(f"--onnx {path}: not of what {directory} holds; export it again with: {mend}")
+    if flavour not in (None, found):
+        raise UserError(f"--onnx {path}: is of flavour {found}, not {flavour}; export it again with: {mend}")
+    _check_flavour(config, found, f"--onnx {path}")
+    _check_external_data(model, path)
+    return Source(onnx_path=path, flavour=found, config=config, directory=None)
+
+
+def prepare_onnx(source: Source) -> str:
+    """Export the file if that is needed.
+
+    Returns:
+      The SHA-256, in hexadecimal, of the weights that it holds.
+
+    Raises as `onnx.export.export_onnx`.
+    """
+    if source.directory is None:
+        return _metadata(_load(source.onnx_path))["source_sha256"]
+    if not is_current(source.onnx_path, source.directory, source.flavour):
+        export_onnx(source.directory, flavour=source.flavour)
+    return source_digest(source.directory)
+
+
+def _check_flavour(config: BertConfig, flavour: FlavourName, where: str) -> None:
+    if flavour == "cpu" and config.quantization:
+        raise UserError(
+            f"{where}: a quantized model's cpu flavour has uint8 activations with zero point 128, which TensorRT"
+            " refuses; use --flavour trt"
+        )
+
+
+def _load(path: Path) -> onnx.ModelProto:
+    """An ONNX file without the weights outside it."""
+    try:
+        return onnx.load(str(path), load_external_data=False)
+    except OSError as error:
+        raise UserError(f"--onnx {path}: cannot be read ({error.strerror})") from None
+    except Exception:  # protobuf's DecodeError, which is not part of its public interface
+        raise UserError(f"--onnx {path}: not an ONNX file") from None
+
+
+def _metadata(model: onnx.ModelProto) -> dict[str, str]:
+    return {entry.key: entry.value for entry in model.metadata_props}
+
+
+def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
+    """Refuse weights that are missing from the file beside an ONNX file: TensorRT would not name it."""
+    ends: dict[str, int] = {}
+    for tensor in model.graph.initializer:
+        where = {entry.key: entry.value for entry in tensor.external_data}
+        if where:
+            end = int(where.get("offset", 0)) + int(where.get("length", 0))
+            ends[where["location"]] = max(end, ends.get(where["location"], 0))
+    for name, end in ends.items():
+        data = path.with_name(name)
+        if not data.exists() or data.stat().st_size < end:
+            raise UserError(f"{data}: missing or cut short; {path.name} holds its weights there, so copy both files")
