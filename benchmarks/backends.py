@@ -57,6 +57,12 @@ class Row:
             list(pool.map(self._run, self.plans))
         return time.perf_counter() - begin
 
+    def warm_up(self) -> None:
+        """Meet every shape on every stream: OpenVINO prepares its kernels anew for each."""
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            for plan in self.plans:
+                list(pool.map(self._run, [plan] * self.backend.streams))
+
     def integer_share(self) -> str:
         """How many of the encoder's dense layers run on integer kernels, after a pass: `36 of 36`."""
         return format_share(dense_kernels(self.config, self.backend)) if self.backend.name in CPU_ENGINES else "-"
@@ -134,7 +140,7 @@ def main() -> None:
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the first model's run)")
     add("--backend", action="append", help="may be given several times (default: openvino and onnxruntime)")
     add("--windows", type=int, default=128, help="windows drawn from the file (default 128)")
-    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after one that warms up")
+    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
     add("--max-seq", type=int, help="longest window, and what the yardstick pads to (default: as in the model's run)")
     add("--batch-tokens", type=int, nargs="+", default=[1024], help="padded tokens in a sorted batch (default 1024)")
     options = parser.parse_args()
@@ -152,10 +158,10 @@ def main() -> None:
         batch_tokens=options.batch_tokens,
     )
     rounds = []
-    for number in tqdm.trange(options.rounds + 1, desc="rounds", leave=False, disable=None):
-        seconds = [row.seconds() for row in rows]
-        if number:
-            rounds.append(seconds)
+    for row in tqdm.tqdm(rows, desc="warm-up", leave=False, disable=None):
+        row.warm_up()
+    for _ in tqdm.trange(options.rounds, desc="rounds", leave=False, disable=None):
+        rounds.append([row.seconds() for row in rows])
     windows = len(rows[0].plans)
     print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores")
     print(
