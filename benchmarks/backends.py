@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import tqdm
 
 from bertjax import programs
 from bertjax.config import BertConfig
@@ -110,7 +111,7 @@ def main() -> None:
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the first model's run)")
     add("--backend", action="append", help="may be given several times (default: openvino and onnxruntime)")
     add("--windows", type=int, default=128, help="windows drawn from the file (default 128)")
-    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after one that warms up")
+    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
     add("--max-seq", type=int, help="longest window, and what the yardstick pads to (default: as in the model's run)")
     add("--batch-tokens", type=int, nargs="+", default=[1024], help="padded tokens in a sorted batch (default 1024)")
     options = parser.parse_args()
@@ -127,6 +128,8 @@ def main() -> None:
         count=options.windows,
         batch_tokens=options.batch_tokens,
     )
+    for row in tqdm.tqdm(rows, desc="warm-up", leave=False, disable=None):
+        row.passes.warm_up()
     times = interleaved([row.passes.seconds for row in rows], rounds=options.rounds)
     windows = len(rows[0].passes.plans)
     print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores")

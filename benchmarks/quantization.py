@@ -96,7 +96,7 @@ def main() -> None:
     add("--train-file", type=Path, required=True, help="SQuAD v1.1 file to calibrate on")
     add("--data", type=Path, required=True, help="SQuAD v1.1 file to score on")
     add("--output", type=Path, required=True, help="folder for the quantized model directories")
-    add("--calibrator", nargs="+", choices=CALIBRATORS, default=["mse"], help="default: mse")
+    add("--calibrator", nargs="+", choices=CALIBRATORS, default=["max"], help="default: max")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS), help="INT8 beside the dense layers")
     add("--questions", type=int, help="score on this many questions, drawn at random (default: all)")
     add("--examples", type=int, default=256, help="training windows to calibrate on (default 256)")

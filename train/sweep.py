@@ -43,6 +43,8 @@ def parse(arguments: list[str]) -> tuple[RunSettings, list[RunSettings]]:
     wanted = [dataclasses.replace(base, flops_reduction=x) for x in _numbers(flops, "--flops-reduction")]
     latency = _numbers(own.get("latency_reduction", ""), "--latency-reduction")
     wanted += [dataclasses.replace(settings, latency_reduction=x) for x in latency]
+    if not wanted:
+        raise UserError("--flops-reduction: names no student")
     for one in wanted:
         check_goal(one)
     return base, wanted

@@ -39,6 +39,12 @@ class Passes:
             list(pool.map(self._run, self.plans))
         return time.perf_counter() - begin
 
+    def warm_up(self) -> None:
+        """Meet every shape on every stream: OpenVINO prepares its kernels anew for each."""
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            for plan in self.plans:
+                list(pool.map(self._run, [plan] * self.backend.streams))
+
     def _run(self, plan: BatchPlan) -> None:
         self.backend.infer(*self.library.gather(plan.rows, plan.length))
 
@@ -107,9 +113,10 @@ def offline_speeds(models: Sequence[Path], data: Path, windows: WindowSettings, 
     library = SampleLibrary(dataset, BertConfig.from_json(models[0] / "config.json").pad_token_id)
     library.load(chosen.tolist())
     passes = []
-    for model in models:
+    for model in tqdm.tqdm(models, desc="warm-up", unit="model", leave=False, disable=None):
         opened = open_backend(backend, model, streams=cpu.cores(), threads=1, longest=windows.max_seq)
         passes.append(offline_passes(opened, library, chosen, tokens=opened.batch_tokens))
+        passes[-1].warm_up()
     times = interleaved([one.seconds for one in passes], rounds=ROUNDS, seconds=SECONDS)
     usual = steady_medians(times)
     low, high = np.percentile(times[:, :1] / times, [10, 90], axis=0)
