@@ -36,13 +36,14 @@ Logits = tuple[list[np.ndarray], list[np.ndarray]]  # start and end logits of ev
 
 
 def open_engines(directory: Path, longest: int) -> Iterator[tuple[str, Backend]]:
-    """JAX first, then both CPU engines, then ONNX Runtime on the graph that TensorRT gets."""
+    """What a row is called and its engine: JAX, both CPU engines, ONNX Runtime on the graph that TensorRT gets."""
     settings = {"streams": 1, "threads": cpu.cores()}
     for name in ("jax", "onnxruntime", "openvino"):
-        yield name, open_backend(name, directory, longest=longest, **settings)
+        backend = open_backend(name, directory, longest=longest, **settings)
+        yield backend.description, backend
     config = BertConfig.from_json(directory / "config.json")
     graph = export_onnx(directory, flavour="trt")
-    yield "onnxruntime, flavour trt", OnnxRuntimeBackend(graph, config, **settings)
+    yield f"ONNX Runtime, {graph.name} (FP16 body)", OnnxRuntimeBackend(graph, config, **settings)
 
 
 def run_all(name: str, backend: Backend, data: Dataset, library: SampleLibrary, plans: Sequence[BatchPlan]) -> Logits:
@@ -85,7 +86,7 @@ def main() -> None:
         found = run_all(name, backend, data, library, plans)
         wanted = wanted or found
         scores = score(data.examples, predict(data.examples, data.windows, *found))
-        rows.append([backend.description, f"{scores.exact_match:.2f}", f"{scores.f1:.2f}", *compare(found, wanted)])
+        rows.append([name, f"{scores.exact_match:.2f}", f"{scores.f1:.2f}", *compare(found, wanted)])
         print(*rows[-1], sep="  ", flush=True)
     print(f"\n{options.model}, {len(data.examples)} questions, {len(data.windows)} windows\n")
     print(text_table(["engine", "exact match", "F1", "relative L2", "largest difference", "argmax"], rows))
