@@ -1,4 +1,5 @@
 # make demo: install, then the whole chain on the embedded default.   make test: install, lint, tests.
+# make matrix: export and serving with the oldest and the newest ONNX libraries that are allowed.
 # make run RUN_ARGS="--benchmarks=bert --scenarios=Offline --config_ver=default --test_mode=PerformanceOnly"
 
 PYTHON ?= python3
@@ -7,7 +8,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS ?= dev,trt-rtx
 
-.PHONY: install demo test lint run clean
+.PHONY: install demo test lint matrix run clean
 
 install: $(STAMP)
 
@@ -27,6 +28,9 @@ lint: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
+
+matrix:
+	PYTHON=$(PYTHON) .ci/matrix
 
 run: $(STAMP)
 	$(BIN)/python serve/audit.py $(RUN_ARGS)

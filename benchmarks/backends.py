@@ -5,7 +5,11 @@
 The yardstick is what the MLPerf reference implementation does: ONNX Runtime in FP32, one window at a time, every
 window padded to the full length. Everything else runs the same windows in batches sorted by length. Each round runs
 every row once and divides by that round's yardstick; the table gives the median over the rounds and their range, so a
-machine that changes its speed in between changes both sides.
+machine that changes its speed in between changes both sides. The last column says how many of the encoder's dense
+layers the engine runs on integer kernels, read from its compiled graph.
+
+Beside the names of serve/loadgen.py, --backend takes `openvino-bf16` and `openvino-f32`: OpenVINO with what the graph
+leaves in float in that type. An unquantized model on `openvino-bf16` shows what BF16 alone would give.
 """
 
 from __future__ import annotations
@@ -27,7 +31,10 @@ from bertjax.data.batching import BatchPlan, plan_inference
 from bertjax.data.features import WindowSettings
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import Backend, open_backend
+from bertjax.mlperf.backend import CPU_ENGINES, Backend, cpu_graph, open_backend
+from bertjax.mlperf.kernels import dense_kernels, format_share
+from bertjax.mlperf.layout import core_shares
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
@@ -37,7 +44,9 @@ class Row:
     """One line of the table: a model on a backend, and the batches that it runs."""
 
     model: str
+    config: BertConfig
     backend: Backend
+    batch_tokens: int
     library: SampleLibrary
     plans: Sequence[BatchPlan]
 
@@ -47,6 +56,16 @@ class Row:
         with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
             list(pool.map(self._run, self.plans))
         return time.perf_counter() - begin
+
+    def warm_up(self) -> None:
+        """Meet every shape on every stream: OpenVINO prepares its kernels anew for each."""
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            for plan in self.plans:
+                list(pool.map(self._run, [plan] * self.backend.streams))
+
+    def integer_share(self) -> str:
+        """How many of the encoder's dense layers run on integer kernels, after a pass: `36 of 36`."""
+        return format_share(dense_kernels(self.config, self.backend)) if self.backend.name in CPU_ENGINES else "-"
 
     def _run(self, plan: BatchPlan) -> None:
         self.backend.infer(*self.library.gather(plan.rows, plan.length))
@@ -60,25 +79,46 @@ def make_rows(
     *,
     backends: Sequence[str],
     count: int,
-    batch_tokens: int,
+    batch_tokens: Sequence[int],
 ) -> list[Row]:
-    """The yardstick's row, then one per model, backend and number of streams (1, and one per core)."""
+    """The yardstick's row, then one per model, backend, way to share out the cores, and number of tokens in a batch."""
     longest = windows.max_seq
     library, chosen = _load(yardstick, data, windows, count)
     reference = open_backend("onnxruntime", yardstick, streams=1, threads=cpu.cores(), longest=longest)
-    single = [BatchPlan(rows=np.array([index]), length=longest) for index in chosen]
-    rows = [Row(model=f"{yardstick}, batch 1 x {longest}", backend=reference, library=library, plans=single)]
+    rows = [
+        Row(
+            model=f"{yardstick}, batch 1 x {longest}",
+            config=BertConfig.from_json(yardstick / "config.json"),
+            backend=reference,
+            batch_tokens=longest,
+            library=library,
+            plans=[BatchPlan(rows=np.array([index]), length=longest) for index in chosen],
+        )
+    ]
     for model in models:
-        library, chosen = _load(model, data, windows, count)
-        lengths = library.lengths[chosen]
-        plans = plan_inference(lengths, tokens=batch_tokens, multiple=LENGTH_MULTIPLE, longest=longest)
-        plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
+        config, (library, chosen) = BertConfig.from_json(model / "config.json"), _load(model, data, windows, count)
+        plans = {tokens: _sorted_batches(library, chosen, tokens) for tokens in batch_tokens}
         for name in backends:
-            for streams in sorted({1} if name == "jax" else {1, cpu.cores()}):
-                threads = cpu.cores() // streams
-                backend = open_backend(name, model, streams=streams, threads=threads, longest=longest)
-                rows.append(Row(model=str(model), backend=backend, library=library, plans=plans))
+            for streams, threads in [(1, cpu.cores())] if name == "jax" else core_shares(cpu.cores()):
+                backend = _open(name, model, config, streams=streams, threads=threads, longest=longest)
+                for tokens in batch_tokens:
+                    about = {"model": str(model), "config": config, "backend": backend, "library": library}
+                    rows.append(Row(**about, batch_tokens=tokens, plans=plans[tokens]))
     return rows
+
+
+def _open(name: str, model: Path, config: BertConfig, *, streams: int, threads: int, longest: int) -> Backend:
+    if name in ("openvino-bf16", "openvino-f32"):
+        graph = cpu_graph(model, config)
+        return OpenVINOBackend(graph, config, streams=streams, threads=threads, bf16=name == "openvino-bf16")
+    return open_backend(name, model, streams=streams, threads=threads, longest=longest)
+
+
+def _sorted_batches(library: SampleLibrary, chosen: np.ndarray, tokens: int) -> list[BatchPlan]:
+    """The chosen windows in batches of about `tokens` padded tokens, the longest first."""
+    lengths = library.lengths[chosen]
+    plans = plan_inference(lengths, tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
+    return [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
 
 
 def _load(model: Path, data: Path, windows: WindowSettings, count: int) -> tuple[SampleLibrary, np.ndarray]:
@@ -98,11 +138,11 @@ def main() -> None:
     add("--model", type=Path, action="append", required=True, help="model directory; may be given several times")
     add("--yardstick", type=Path, help="unquantized model directory to compare with (default: the first --model)")
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the first model's run)")
-    add("--backend", action="append", help="openvino, onnxruntime or jax (default: openvino and onnxruntime)")
+    add("--backend", action="append", help="may be given several times (default: openvino and onnxruntime)")
     add("--windows", type=int, default=128, help="windows drawn from the file (default 128)")
-    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after one that warms up")
+    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
     add("--max-seq", type=int, help="longest window, and what the yardstick pads to (default: as in the model's run)")
-    add("--batch-tokens", type=int, default=1024, help="padded tokens in a sorted batch (default 1024)")
+    add("--batch-tokens", type=int, nargs="+", default=[1024], help="padded tokens in a sorted batch (default 1024)")
     options = parser.parse_args()
 
     yardstick = options.yardstick or options.model[0]
@@ -118,19 +158,21 @@ def main() -> None:
         batch_tokens=options.batch_tokens,
     )
     rounds = []
-    for number in tqdm.trange(options.rounds + 1, desc="rounds", leave=False, disable=None):
-        seconds = [row.seconds() for row in rows]
-        if number:
-            rounds.append(seconds)
+    for row in tqdm.tqdm(rows, desc="warm-up", leave=False, disable=None):
+        row.warm_up()
+    for _ in tqdm.trange(options.rounds, desc="rounds", leave=False, disable=None):
+        rounds.append([row.seconds() for row in rows])
     windows = len(rows[0].plans)
-    print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores, batches of {options.batch_tokens} tokens")
-    print("\n| model | backend | samples/s | speed | range |\n|---|---|---|---|---|")
+    print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores")
+    print(
+        "\n| model | backend | batch tokens | samples/s | speed | range | INT8 layers |\n|---|---|---|---|---|---|---|"
+    )
     for column, row in enumerate(rows):
         ratios = sorted(seconds[0] / seconds[column] for seconds in rounds)
         rate = windows / statistics.median(seconds[column] for seconds in rounds)
         print(
-            f"| {row.model} | {row.backend.description} | {rate:.1f} | {statistics.median(ratios):.2f} |"
-            f" {ratios[0]:.2f} to {ratios[-1]:.2f} |"
+            f"| {row.model} | {row.backend.description} | {row.batch_tokens} | {rate:.1f} |"
+            f" {statistics.median(ratios):.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} | {row.integer_share()} |"
         )
 
 

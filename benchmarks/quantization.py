@@ -65,20 +65,28 @@ class Bench:
 
 
 def tensorrt_cells(directory: Path) -> list[str]:
-    """INT8 GEMMs, fused attentions and engine steps; dashes without TensorRT."""
+    """INT8 GEMMs, fused attentions and what they multiply, what residual adds read, steps; dashes without TensorRT."""
     from bertjax.tensorrt.build import BuildSettings
     from bertjax.tensorrt.export import export_engine
+    from bertjax.tensorrt.source import source_from_directory
 
+    source = source_from_directory(directory, "trt")
+    seq = tuple(min(tokens, source.config.max_position_embeddings) for tokens in (64, 192, 384))
     try:
-        _, account = export_engine(directory, BuildSettings())
+        engine = export_engine(source, BuildSettings(batches=((1, 8, 32),), seq=seq))
     except UserError:
-        return ["-"] * 3
-    totals = account.to_dict()
+        return ["-"] * 4
+    totals = engine.accounts[0].totals()
     return [
         f"{totals['int8_gemms']} of {totals['dense_layers']}",
-        f"{totals['fused_attention']} of {totals['attention_layers']}",
-        str(sum(totals["kernels"].values())),
+        f"{totals['fused_attention']} of {totals['attention_layers']}, {_counted(totals['attention_dtypes'])}",
+        _counted(totals["residual_reads"]),
+        str(totals["steps"]),
     ]
+
+
+def _counted(counter: dict[str, int]) -> str:
+    return ", ".join(f"{count} {name}" for name, count in counter.items())
 
 
 def main() -> None:
@@ -88,7 +96,7 @@ def main() -> None:
     add("--train-file", type=Path, required=True, help="SQuAD v1.1 file to calibrate on")
     add("--data", type=Path, required=True, help="SQuAD v1.1 file to score on")
     add("--output", type=Path, required=True, help="folder for the quantized model directories")
-    add("--calibrator", nargs="+", choices=CALIBRATORS, default=["mse"], help="default: mse")
+    add("--calibrator", nargs="+", choices=CALIBRATORS, default=["max"], help="default: max")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS), help="INT8 beside the dense layers")
     add("--questions", type=int, help="score on this many questions, drawn at random (default: all)")
     add("--examples", type=int, default=256, help="training windows to calibrate on (default 256)")
@@ -114,13 +122,13 @@ def main() -> None:
         output=options.output,
     )
     base = bench.score("float", student)
-    rows = [["floating point", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-"]]
+    rows = [["floating point", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-", "-"]]
     for placement in options.placement:
         for calibrator in options.calibrator:
             rows.append(bench.row(placement, _record(placement, calibrator, options.examples), base))
             print(*rows[-1], sep="  ", flush=True)
     header = ["INT8", "calibrator", "exact match", "F1", "against float"]
-    print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "engine steps"], rows))
+    print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "residual adds", "steps"], rows))
 
 
 def _record(placement: str, calibrator: str, examples: int) -> Quantization:

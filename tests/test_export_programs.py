@@ -17,8 +17,9 @@ ROOT = Path(__file__).parent.parent
 needs_rtx = pytest.mark.skipif(not importlib.util.find_spec("tensorrt_rtx"), reason="tensorrt-rtx is not installed")
 
 
-def run(cwd: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+def run(cwd: Path, *command: str, before: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    """Run a program in `cwd`; modules in `before` are found before the installed ones."""
+    environment = os.environ | {"PYTHONPATH": f"{before}{os.pathsep}{ROOT}"}
     program, *arguments = command
     return subprocess.run(
         [sys.executable, str(ROOT / "export" / program), *arguments],
@@ -54,6 +55,31 @@ def test_to_onnx_refuses_one_file_for_two_flavours(tmp_path: Path) -> None:
     done = run(tmp_path, "to_onnx.py", "--output", "model.onnx")
     assert done.returncode == 2
     assert "--output names one file" in done.stderr
+
+
+def test_tf2onnx_without_tensorflow_is_told_what_to_install(tmp_path: Path) -> None:
+    (tmp_path / "tensorflow.py").write_text("raise ModuleNotFoundError('none here', name='tensorflow')\n")
+    write_random_model(tmp_path / "model", tiny_config(), seed=0)
+    done = run(tmp_path, "to_onnx.py", "--model", "model", "--exporter", "tf2onnx", before=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: --exporter tf2onnx: tensorflow is not installed; run pip install bertjax[tf]\n"
+    assert not list(tmp_path.glob("model/*.onnx"))
+
+
+@pytest.mark.parametrize("flavour", ["trt", "both"])
+def test_tf2onnx_refuses_a_flavour_that_it_cannot_write(tmp_path: Path, flavour: str) -> None:
+    done = run(tmp_path, "to_onnx.py", "--exporter", "tf2onnx", "--flavour", flavour)
+    assert done.returncode == 2
+    assert f"--exporter tf2onnx writes --flavour cpu only, not {flavour}" in done.stderr
+
+
+@pytest.mark.parametrize(("quantized", "code", "share"), [(True, 0, "12 of 12"), (False, 1, "0 of 12")])
+def test_check_cpu_tells_and_demands_integer_kernels(tmp_path: Path, quantized: bool, code: int, share: str) -> None:
+    write_random_model(tmp_path / "model", tiny_config(quantized=quantized), seed=0)
+    done = run(tmp_path, "check_cpu.py", "--model", "model", "--backend", "onnxruntime", "--require-int8")
+    assert done.returncode == code, done.stderr
+    assert f"encoder dense layers on integer kernels: {share}" in done.stdout
+    assert ("layer1/ffn/out" in done.stderr) == (not quantized)
 
 
 @needs_rtx

@@ -41,6 +41,9 @@ def test_loadgen_serves_the_newest_student_and_records_it(folder):
     assert "Samples per second" in done.stdout and "Model    : student-int8" in done.stdout
     record = json.loads((folder / "runs/demo/metrics.json").read_text())["loadgen"]["student-int8"]["Offline"]
     assert record["performance"]["samples_per_second"] > 0
+    layout = record["performance"]["layout"]
+    taken = f"{layout['streams']} x {layout['threads']}, {layout['batch_tokens']} tokens"
+    assert taken in layout["tried"] and taken in done.stdout
     assert (folder / record["performance"]["logs"] / "mlperf_log_detail.txt").exists()
 
 

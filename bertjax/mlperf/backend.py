@@ -16,6 +16,7 @@ from bertjax.mlperf import cpu
 Logits = tuple[np.ndarray, np.ndarray]
 
 BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt", "jax")
+CPU_ENGINES = ("openvino", "onnxruntime")  # they take any number of streams and threads
 
 
 class Backend(Protocol):

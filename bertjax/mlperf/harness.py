@@ -17,6 +17,7 @@ from bertjax.data.features import WindowSettings
 from bertjax.data.metrics import Score
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.backend import BACKENDS
+from bertjax.mlperf.layout import Layout
 from bertjax.mlperf.results import Performance
 from bertjax.mlperf.userconf import SCENARIOS, read_user_conf
 from bertjax.modeldir import disk_error
@@ -58,6 +59,7 @@ class Result:
     model: str
     backend: str
     description: str
+    layout: Layout
     log_dir: Path
     questions: int
     windows: int
@@ -74,6 +76,7 @@ class Result:
     def record(self) -> dict[str, Any]:
         """The run's entry in `metrics.json`, under loadgen / model / scenario."""
         about = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
+        about["layout"] = dataclasses.asdict(self.layout)
         if self.accuracy is not None:
             return {"accuracy": about | {"questions": self.questions} | dataclasses.asdict(self.accuracy)}
         found = dataclasses.asdict(self.performance) if self.performance else {}
@@ -86,7 +89,8 @@ def run(settings: ServeSettings) -> Result:
 
     Tokenization happens before the run and scoring after it. Without a duration, neither in the settings nor in the
     user.conf, the run takes SHORT_SECONDS. Without streams and threads, SingleStream gets one stream over all
-    cores and the others one single-threaded stream per core. Without a rate, Server issues a share of the throughput
+    cores; Offline and Server, where speed is measured, get what a short measurement finds fastest, and so do their
+    batches; all else gets one single-threaded stream per core. Without a rate, Server issues a share of the throughput
     measured beforehand.
 
     Raises:

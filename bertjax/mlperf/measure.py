@@ -1,9 +1,12 @@
-"""A quick look at a backend's speed before a run: LoadGen wants to know how much to issue."""
+"""A quick look at a backend's speed before a run: how to share out the cores, and how much LoadGen is to issue."""
 
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
+import statistics
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import tqdm
@@ -13,39 +16,81 @@ from bertjax.mlperf.backend import Backend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
 
+ROUNDS = 3  # in which contenders are measured in turn
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What all streams together did in some time."""
+
+    samples_per_second: float
+    tokens_per_second: float  # padded ones
+    batches: int  # of the stream that ran fewest
+
 
 def throughput(backend: Backend, library: SampleLibrary, *, tokens: int, seconds: float) -> float:
     """Samples per second over batches as Offline makes them, drawn evenly from all lengths, all streams busy.
 
     At most `seconds` of warm-up and as much of measuring, but at least one batch per stream of each.
     """
-    longest = library.longest
-    plans = plan_inference(library.lengths, tokens=tokens, multiple=LENGTH_MULTIPLE, longest=longest)
-    plans = [plans[index] for index in np.random.default_rng(0).permutation(len(plans))]
     with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
-        _run_for(pool, backend, library, plans, seconds)
-        return _run_for(pool, backend, library, plans, seconds)
+        plans = _warm_plans(pool, backend, library, tokens, seconds)
+        return _run_for(pool, backend, library, plans, seconds).samples_per_second
+
+
+def token_rates(contenders: Sequence[tuple[Backend, int]], library: SampleLibrary, *, seconds: float) -> list[float]:
+    """Padded tokens per second of each backend with batches of so many tokens, which compare where samples would not:
+    few batches hold samples of other lengths in each contender.
+
+    They are measured in turn, so that a machine that slows down does so for all; the median of ROUNDS counts.
+    At most `seconds` of warm-up and as much of measuring for each, but at least one batch per stream of each.
+    """
+    with concurrent.futures.ThreadPoolExecutor(max(backend.streams for backend, _ in contenders)) as pool:
+        plans = [_warm_plans(pool, backend, library, tokens, seconds) for backend, tokens in contenders]
+        rounds = []
+        for _ in tqdm.trange(ROUNDS, desc="streams and batches", leave=False, disable=None):
+            passes = (
+                _run_for(pool, backend, library, own, seconds / ROUNDS)
+                for (backend, _), own in zip(contenders, plans, strict=True)
+            )
+            rounds.append([found.tokens_per_second for found in passes])
+    return [statistics.median(rates) for rates in zip(*rounds, strict=True)]
+
+
+def _warm_plans(
+    pool: concurrent.futures.Executor, backend: Backend, library: SampleLibrary, tokens: int, seconds: float
+) -> list[BatchPlan]:
+    """Batches of all lengths, shuffled, of which each stream has met its own: a shape's first run takes longer."""
+    plans = plan_inference(library.lengths, tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
+    plans = [plans[index] for index in np.random.default_rng(0).permutation(len(plans))]
+    batches = _run_for(pool, backend, library, plans, seconds).batches
+    return plans[: batches * backend.streams]
 
 
 def _run_for(
     pool: concurrent.futures.Executor,
     backend: Backend,
     library: SampleLibrary,
-    plans: list[BatchPlan],
+    plans: Sequence[BatchPlan],
     seconds: float,
-) -> float:
-    begin = time.perf_counter()
+) -> _Pass:
+    """Run batches on every stream until the time is over, each stream its own: every n-th of the plans."""
 
-    def work(stream: int) -> int:
-        done, number = 0, stream
-        while done == 0 or time.perf_counter() - begin < seconds:
-            plan = plans[number % len(plans)]
+    def work(stream: int) -> tuple[int, int, int, float]:
+        begin, samples, tokens, batches = time.perf_counter(), 0, 0, 0
+        while batches == 0 or time.perf_counter() - begin < seconds:
+            plan = plans[(stream + batches * backend.streams) % len(plans)]
             backend.infer(*library.gather(plan.rows, plan.length))
-            done, number = done + len(plan.rows), number + backend.streams
-        return done
+            samples, tokens, batches = samples + len(plan.rows), tokens + len(plan.rows) * plan.length, batches + 1
+        return samples, tokens, batches, time.perf_counter() - begin
 
-    done = sum(pool.map(work, range(backend.streams)))
-    return done / (time.perf_counter() - begin)
+    # Each stream by its own clock: on the last batch the others would wait for the slowest.
+    done = list(pool.map(work, range(backend.streams)))
+    return _Pass(
+        samples_per_second=sum(samples / elapsed for samples, _, _, elapsed in done),
+        tokens_per_second=sum(tokens / elapsed for _, tokens, _, elapsed in done),
+        batches=min(batches for _, _, batches, _ in done),
+    )
 
 
 def latency_ns(backend: Backend, library: SampleLibrary, *, seconds: float) -> int:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import queue
+import re
+import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,13 +24,18 @@ class OpenVINOBackend:
 
     name = "openvino"
     batch_tokens = 1024
+    # "undef" is a kernel not chosen yet, "ref" one that multiplies in plain loops.
+    integer_kernels = re.compile(r"(?!undef|ref).*_I8")
 
-    def __init__(self, graph: Path, config: BertConfig, *, streams: int, threads: int):
-        """Compile a graph in bertjax's ONNX form.
+    def __init__(self, graph: Path, config: BertConfig, *, streams: int, threads: int, bf16: bool | None = None):
+        """Compile a graph in bertjax's ONNX form, or load what was compiled before from beside it.
 
-        What the graph leaves in float runs in bfloat16 where the CPU computes that natively. On a CPU whose INT8
-        kernels saturate, OpenVINO has no exact INT8 kernel: there its INT8 passes are switched off and the same
-        Q/DQ grid is computed in float, exact, at about the speed of FP32.
+        On a CPU whose INT8 kernels saturate, OpenVINO has no exact INT8 kernel: there its INT8 passes are switched off
+        and the same Q/DQ grid is computed in float, exact, at about the speed of FP32.
+
+        Args:
+          bf16: whether what the graph leaves in float runs in bfloat16. None: in a quantized model it does where the
+            CPU computes that natively, in any other it does not.
 
         Raises:
           UserError: OpenVINO is missing or refuses the file.
@@ -34,29 +44,34 @@ class OpenVINOBackend:
         # for ever, and nothing here goes to the network; without this module openvino takes its silent stand-in.
         sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
         openvino = require("openvino", self.name, "pip install openvino")
+        # The first call ever of to_dtype, which every inference makes, fills a table under a lock of C++ and lets go of
+        # Python's meanwhile: two threads that make it at once wait for each other for ever. Later ones read the table.
+        openvino.Type.i64.to_dtype()
         core = openvino.Core()
-        native_bf16 = "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        if bf16 is None:
+            bf16 = config.quantization is not None and "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         in_float = config.quantization is not None and cpu.saturates_int8()
-        settings = {
-            "NUM_STREAMS": streams,
-            "INFERENCE_NUM_THREADS": streams * threads,
-            "INFERENCE_PRECISION_HINT": "bf16" if native_bf16 and config.quantization else "f32",
-        }
+        arithmetic = {"INFERENCE_PRECISION_HINT": "bf16" if bf16 else "f32"}
         if in_float:
-            settings["LP_TRANSFORMS_MODE"] = "NO"
+            arithmetic["LP_TRANSFORMS_MODE"] = "NO"
+        settings = arithmetic | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
+        folder = _cache_folder(graph, _cache_key(graph, core, openvino.__version__, arithmetic))
+        if folder is not None:
+            settings["CACHE_DIR"] = str(folder)
         try:
             compiled = core.compile_model(str(graph), "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
+        self._compiled = compiled
         self._outputs = compiled.output("start_logits"), compiled.output("end_logits")
         self._requests: queue.SimpleQueue = queue.SimpleQueue()
         for _ in range(streams):
             self._requests.put(compiled.create_infer_request())
         self.streams = streams
-        arithmetic = "INT8 grid in FP32" if in_float else "INT8" if config.quantization else "FP32"
-        arithmetic += " + BF16" if settings["INFERENCE_PRECISION_HINT"] == "bf16" else ""
+        numbers = "INT8 grid in FP32" if in_float else "INT8" if config.quantization else "" if bf16 else "FP32"
+        numbers = " + ".join(filter(None, (numbers, "BF16" if bf16 else "")))
         version = openvino.__version__.split("-")[0]
-        self.description = f"OpenVINO {version}, {arithmetic}, {graph.name}, streams {streams} x threads {threads}"
+        self.description = f"OpenVINO {version}, {numbers}, {graph.name}, streams {streams} x threads {threads}"
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
@@ -67,6 +82,43 @@ class OpenVINOBackend:
             return results[self._outputs[0]].copy(), results[self._outputs[1]].copy()
         finally:
             self._requests.put(request)
+
+    def node_kernels(self) -> dict[str, str]:
+        """The kernel of every matrix product, by each node that it stands for; picked when a shape is first met."""
+        kernels = {}
+        for step in self._compiled.get_runtime_model().get_ops():
+            about = step.get_rt_info()
+            if about["layerType"].value in ("FullyConnected", "MatMul"):
+                for node in about["originalLayersNames"].value.split(","):
+                    kernels[node] = about["primitiveType"].value
+        return kernels
+
+
+def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, str]) -> str:
+    """What a compiled model hangs on.
+
+    OpenVINO's own key knows a file by its path, size and time of change in seconds, and leaves out
+    LP_TRANSFORMS_MODE: it would serve old weights, or INT8 kernels where they are switched off.
+    """
+    with graph.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    machine = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+    return hashlib.sha256(json.dumps([content, version, arithmetic, machine]).encode()).hexdigest()[:16]
+
+
+def _cache_folder(graph: Path, key: str) -> Path | None:
+    """The folder for a compiled model, `<graph>.openvino/<key>`, in place of those of other keys.
+
+    None where it is not there and cannot be made: then the graph is compiled every time.
+    """
+    folder = graph.with_name(f"{graph.name}.openvino") / key
+    if not folder.is_dir():
+        try:
+            shutil.rmtree(folder.parent, ignore_errors=True)
+            folder.mkdir(parents=True)
+        except OSError:
+            return None
+    return folder
 
 
 def _last_line(error: Exception) -> str:

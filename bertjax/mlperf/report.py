@@ -16,6 +16,7 @@ def format_result(result: Result) -> str:
         _RULE,
         f"Model    : {result.model}",
         f"Backend  : {result.description}",
+        f"Layout   : {result.layout}",
         f"Scenario : {result.scenario}",
         f"Mode     : {result.mode}",
     ]

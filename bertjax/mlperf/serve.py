@@ -11,6 +11,7 @@ from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.harness import SHORT_SECONDS, Result, ServeSettings
+from bertjax.mlperf.layout import Layout, choose_layout, core_shares
 from bertjax.mlperf.queues import BatchQueue, DynamicQueue, PlannedQueue
 from bertjax.mlperf.results import read_accuracy, read_performance
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
@@ -20,7 +21,12 @@ from bertjax.mlperf.userconf import read_user_conf
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
 WARM_ROWS = {"SingleStream": 1, "Server": 4}  # most rows of the shapes that are met before a run; others are rare there
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
+CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 MARGIN = 1.25  # more is planned than was measured, so that a run does not end before its time
+
+# Batches that are tried, as shares of the backend's own number of tokens. Under a latency bound none larger: whoever
+# waits behind a batch waits as long as it takes.
+BATCH_SHARES = {"Offline": (1.0, 0.5, 2.0), "Server": (1.0, 0.5)}
 
 
 def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_backend) -> Result:
@@ -30,13 +36,11 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
       UserError, WorkFailed: as `harness.run`.
     """
     dataset = read_dataset(settings.data, settings.model, settings.windows)
-    streams, threads = _share_cores(settings)
-    backend = open_with(
-        settings.backend, settings.model, streams=streams, threads=threads, longest=int(dataset.lengths.max())
-    )
-    tokens = settings.batch_tokens or backend.batch_tokens
     library = SampleLibrary(dataset, BertConfig.from_json(settings.model / "config.json").pad_token_id)
+    library.load(range(len(library.lengths)))
     try:
+        backend, layout = _open(settings, open_with, library)
+        tokens = layout.batch_tokens
         load = _plan_load(settings, backend, library, tokens)
     except (UserError, WorkFailed):
         raise
@@ -58,6 +62,7 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         model=settings.model.resolve().name,
         backend=backend.name,
         description=backend.description,
+        layout=layout,
         log_dir=settings.log_dir,
         questions=len(dataset.examples),
         windows=len(dataset.windows),
@@ -68,14 +73,28 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
     )
 
 
-def _share_cores(settings: ServeSettings) -> tuple[int, int]:
-    """(streams, threads of each)."""
+def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: SampleLibrary) -> tuple[Backend, Layout]:
+    """Open the backend as the settings say; where they leave streams, threads or batches open, as it is fastest."""
     cores, single = cpu.cores(), settings.scenario == "SingleStream"
-    if settings.streams is None and settings.threads is None:
-        return (1, cores) if single else (cores, 1)
-    if settings.streams is None:
-        return 1 if single else max(1, cores // settings.threads), settings.threads
-    return settings.streams, settings.threads or max(1, cores // settings.streams)
+    measured = settings.mode == "PerformanceOnly" and settings.scenario in BATCH_SHARES
+    if settings.streams is not None:
+        shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
+    elif settings.threads is not None:
+        shares = [(1 if single else max(1, cores // settings.threads), settings.threads)]
+    else:
+        shares = [(1, cores)] if single else core_shares(cores) if measured else [(cores, 1)]
+
+    def open_shared(streams: int, threads: int) -> Backend:
+        return open_with(settings.backend, settings.model, streams=streams, threads=threads, longest=library.longest)
+
+    return choose_layout(
+        open_shared,
+        library,
+        shares,
+        batch_tokens=settings.batch_tokens,
+        batch_shares=BATCH_SHARES[settings.scenario] if measured else (1.0,),
+        seconds=min(CHOOSE_SECONDS, (settings.duration_seconds or SHORT_SECONDS) / 20),
+    )
 
 
 def _make_queue(scenario: str, backend: Backend, library: SampleLibrary, tokens: int) -> BatchQueue | None:
@@ -95,7 +114,6 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
     latency_wanted = settings.mode == "PerformanceOnly" and "target_latency" not in given
-    library.load(range(len(library.lengths)))
     if settings.mode == "PerformanceOnly" and settings.scenario in WARM_ROWS:
         measure.warm_up(backend, library, rows=WARM_ROWS[settings.scenario], tokens=tokens)
     if settings.scenario == "SingleStream" and latency_wanted:

@@ -1,1 +1,1 @@
-"""From a model directory to an ONNX file with explicit Q/DQ. Pure NumPy: no JAX, no PyTorch."""
+"""From a model directory to an ONNX file with explicit Q/DQ. No JAX, no PyTorch; TensorFlow in `twin` alone."""

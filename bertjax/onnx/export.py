@@ -55,6 +55,34 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
     return target
 
 
+def export_twin(directory: Path, *, output: Path | None = None) -> Path:
+    """Write a model directory through TensorFlow and tf2onnx: a witness of what `export_onnx` writes.
+
+    The body is fp32, activations are int8 with zero point 0, weights stay float32 before their Q/DQ.
+
+    Args:
+      directory: as for `export_onnx`.
+      output: the file to write; `model.tf2onnx.onnx` in the directory where it is None.
+
+    Returns:
+      The file's path. Its metadata is that of flavour `cpu`, and `exporter`.
+
+    Raises:
+      UserError: TensorFlow or tf2onnx is not installed, and as `export_onnx`.
+      WorkFailed: as `export_onnx`.
+    """
+    try:
+        from bertjax.onnx import twin
+    except ModuleNotFoundError as error:
+        raise UserError(f"--exporter tf2onnx: {error.name} is not installed; run pip install bertjax[tf]") from None
+    config, parameters = modeldir.load_question_answering(directory)
+    model = twin.convert(config, parameters)
+    onnx.helper.set_model_props(model, _record(directory, config, "cpu") | {"exporter": "tf2onnx"})
+    target = Path(output) if output else Path(directory) / "model.tf2onnx.onnx"
+    _write(model, target)
+    return target
+
+
 def is_current(path: Path, directory: Path, flavour: FlavourName) -> bool:
     """Whether `path` was exported from what `directory` holds now, by this version of bertjax."""
     if not Path(path).exists():
