@@ -15,10 +15,7 @@ leaves in float in that type. An unquantized model on `openvino-bf16` shows what
 from __future__ import annotations
 
 import argparse
-import concurrent.futures
 import dataclasses
-import statistics
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -27,48 +24,31 @@ import tqdm
 
 from bertjax import programs
 from bertjax.config import BertConfig
-from bertjax.data.batching import BatchPlan, plan_inference
+from bertjax.data.batching import BatchPlan
 from bertjax.data.features import WindowSettings
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu, records
 from bertjax.mlperf.backend import CPU_ENGINES, Backend, cpu_graph, open_backend
+from bertjax.mlperf.compare import Passes, interleaved, offline_passes
 from bertjax.mlperf.kernels import dense_kernels, format_share
 from bertjax.mlperf.layout import core_shares
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One line of the table: a model on a backend, and the batches that it runs."""
+    """One line of the table."""
 
     model: str
     config: BertConfig
-    backend: Backend
     batch_tokens: int
-    library: SampleLibrary
-    plans: Sequence[BatchPlan]
-
-    def seconds(self) -> float:
-        """Time one pass over the windows, each stream taking the next batch when it is free."""
-        begin = time.perf_counter()
-        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
-            list(pool.map(self._run, self.plans))
-        return time.perf_counter() - begin
-
-    def warm_up(self) -> None:
-        """Meet every shape on every stream: OpenVINO prepares its kernels anew for each."""
-        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
-            for plan in self.plans:
-                list(pool.map(self._run, [plan] * self.backend.streams))
+    passes: Passes
 
     def integer_share(self) -> str:
         """How many of the encoder's dense layers run on integer kernels, after a pass: `36 of 36`."""
-        return format_share(dense_kernels(self.config, self.backend)) if self.backend.name in CPU_ENGINES else "-"
-
-    def _run(self, plan: BatchPlan) -> None:
-        self.backend.infer(*self.library.gather(plan.rows, plan.length))
+        backend = self.passes.backend
+        return format_share(dense_kernels(self.config, backend)) if backend.name in CPU_ENGINES else "-"
 
 
 def make_rows(
@@ -85,25 +65,23 @@ def make_rows(
     longest = windows.max_seq
     library, chosen = _load(yardstick, data, windows, count)
     reference = open_backend("onnxruntime", yardstick, streams=1, threads=cpu.cores(), longest=longest)
+    single = [BatchPlan(rows=np.array([index]), length=longest) for index in chosen]
     rows = [
         Row(
             model=f"{yardstick}, batch 1 x {longest}",
             config=BertConfig.from_json(yardstick / "config.json"),
-            backend=reference,
             batch_tokens=longest,
-            library=library,
-            plans=[BatchPlan(rows=np.array([index]), length=longest) for index in chosen],
+            passes=Passes(backend=reference, library=library, plans=single),
         )
     ]
     for model in models:
         config, (library, chosen) = BertConfig.from_json(model / "config.json"), _load(model, data, windows, count)
-        plans = {tokens: _sorted_batches(library, chosen, tokens) for tokens in batch_tokens}
         for name in backends:
             for streams, threads in [(1, cpu.cores())] if name == "jax" else core_shares(cpu.cores()):
                 backend = _open(name, model, config, streams=streams, threads=threads, longest=longest)
                 for tokens in batch_tokens:
-                    about = {"model": str(model), "config": config, "backend": backend, "library": library}
-                    rows.append(Row(**about, batch_tokens=tokens, plans=plans[tokens]))
+                    passes = offline_passes(backend, library, chosen, tokens=tokens)
+                    rows.append(Row(model=str(model), config=config, batch_tokens=tokens, passes=passes))
     return rows
 
 
@@ -112,13 +90,6 @@ def _open(name: str, model: Path, config: BertConfig, *, streams: int, threads: 
         graph = cpu_graph(model, config)
         return OpenVINOBackend(graph, config, streams=streams, threads=threads, bf16=name == "openvino-bf16")
     return open_backend(name, model, streams=streams, threads=threads, longest=longest)
-
-
-def _sorted_batches(library: SampleLibrary, chosen: np.ndarray, tokens: int) -> list[BatchPlan]:
-    """The chosen windows in batches of about `tokens` padded tokens, the longest first."""
-    lengths = library.lengths[chosen]
-    plans = plan_inference(lengths, tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
-    return [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
 
 
 def _load(model: Path, data: Path, windows: WindowSettings, count: int) -> tuple[SampleLibrary, np.ndarray]:
@@ -157,22 +128,20 @@ def main() -> None:
         count=options.windows,
         batch_tokens=options.batch_tokens,
     )
-    rounds = []
     for row in tqdm.tqdm(rows, desc="warm-up", leave=False, disable=None):
-        row.warm_up()
-    for _ in tqdm.trange(options.rounds, desc="rounds", leave=False, disable=None):
-        rounds.append([row.seconds() for row in rows])
-    windows = len(rows[0].plans)
+        row.passes.warm_up()
+    times = interleaved([row.passes.seconds for row in rows], rounds=options.rounds)
+    windows = len(rows[0].passes.plans)
     print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores")
     print(
         "\n| model | backend | batch tokens | samples/s | speed | range | INT8 layers |\n|---|---|---|---|---|---|---|"
     )
     for column, row in enumerate(rows):
-        ratios = sorted(seconds[0] / seconds[column] for seconds in rounds)
-        rate = windows / statistics.median(seconds[column] for seconds in rounds)
+        ratios = times[:, 0] / times[:, column]
+        rate = windows / np.median(times[:, column])
         print(
-            f"| {row.model} | {row.backend.description} | {row.batch_tokens} | {rate:.1f} |"
-            f" {statistics.median(ratios):.2f} | {ratios[0]:.2f} to {ratios[-1]:.2f} | {row.integer_share()} |"
+            f"| {row.model} | {row.passes.backend.description} | {row.batch_tokens} | {rate:.1f} |"
+            f" {np.median(ratios):.2f} | {ratios.min():.2f} to {ratios.max():.2f} | {row.integer_share()} |"
         )
 
 

@@ -25,6 +25,7 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.evaluation import Evaluator
 from bertjax.mlperf import records
 from bertjax.model import Params
+from bertjax.pruning.costs import mac_costs
 from bertjax.pruning.importance import Importance, measure_importance
 from bertjax.pruning.repair import Model, repair
 from bertjax.pruning.search import search
@@ -86,7 +87,7 @@ def score_cut(
     teacher: Model, importance: Importance, reduction: float, seq: int, train: Dataset, validation: Dataset, seed: int
 ) -> tuple[float, float, float]:
     """F1 of the cut model, F1 after repair, and the seconds that repair took."""
-    plan = search(teacher.config, importance, reduction=reduction, seq=seq, ffn_group=32)
+    plan = search(teacher.config, importance, mac_costs(teacher.config, seq), reduction=reduction, ffn_group=32)
     config, arrays = cut(teacher.config, {name: np.asarray(value) for name, value in teacher.params.items()}, plan)
     student = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
     evaluator = Evaluator(config, validation)

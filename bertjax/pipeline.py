@@ -28,13 +28,14 @@ from bertjax.errors import UserError
 from bertjax.evaluation import Evaluator
 from bertjax.model import BertForQuestionAnswering, Params, init_params
 from bertjax.pruning import importance as fisher
+from bertjax.pruning.latency import predict, read_table, run_costs
 from bertjax.pruning.picture import draw_kept, kept_table
 from bertjax.pruning.repair import Model, repair
 from bertjax.pruning.search import TOLERANCE, Plan, search
 from bertjax.pruning.surgery import cut
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.scratch import write_scratch_inputs
-from bertjax.settings import RunSettings, to_dict
+from bertjax.settings import RunSettings, check_goal, to_dict
 from bertjax.tensors import count_parameters
 from bertjax.training.distill import DistillSettings, distill
 from bertjax.training.finetune import fine_tune, steps_per_epoch
@@ -60,6 +61,11 @@ class Run:
     @property
     def folder(self) -> Path:
         return Path(self.settings.output)
+
+    @property
+    def cache(self) -> Path:
+        """Where the teacher's importance and outputs are kept."""
+        return Path(self.settings.cache) if self.settings.cache else self.folder / "work"
 
     def directory(self, stage: str) -> Path:
         return self.folder / DIRECTORIES.get(stage, f"work/{stage}")
@@ -101,7 +107,7 @@ class Run:
         )
         train, _ = self.datasets
         fits = cache_bytes(teacher, train) <= self.settings.cache_gib * 2**30
-        cache = self.folder / "work" / "teacher-outputs" if fits else None
+        cache = self.cache / "teacher-outputs" if fits else None
         return teacher, make_targets(teacher, train, cache=cache, dtype=jnp.dtype(self.settings.dtype))
 
     def load(self, stage: str) -> tuple[BertConfig, Params]:
@@ -132,6 +138,24 @@ def run_pipeline(settings: RunSettings, command: str) -> Run:
       UserError: wrong input, or the directory holds a run with other settings.
       WorkFailed: a stage failed.
     """
+    run = prepare_teacher(settings, command)
+    for stage, make in (("pruned", _prune), ("distilled", _distill), ("ptq", _calibrate), ("int8", _qat)):
+        if "calibrate" in settings.skip and stage in ("ptq", "int8"):
+            break
+        if not run.done(stage):
+            make(run)
+        _evaluate(run, stage)
+    return run
+
+
+def prepare_teacher(settings: RunSettings, command: str) -> Run:
+    """The run with its inputs and its teacher, scored; the stages of the student are not begun.
+
+    Raises as `run_pipeline`.
+    """
+    check_goal(settings)
+    if settings.latency_table:
+        read_table(Path(settings.latency_table))  # to be told before the teacher is trained
     _claim(settings)
     if settings.scratch is not None:
         settings = write_scratch_inputs(settings, settings.scratch)
@@ -140,12 +164,6 @@ def run_pipeline(settings: RunSettings, command: str) -> Run:
         _make_teacher(run)
     _record_run(run)
     _evaluate(run, "teacher")
-    for stage, make in (("pruned", _prune), ("distilled", _distill), ("ptq", _calibrate), ("int8", _qat)):
-        if "calibrate" in settings.skip and stage in ("ptq", "int8"):
-            break
-        if not run.done(stage):
-            make(run)
-        _evaluate(run, stage)
     return run
 
 
@@ -247,12 +265,16 @@ def _prune(run: Run) -> None:
     teacher = student = Model(config=config, params=params)
     if run.settings.pruning_rounds > 1:
         with run.timed("pruned"):  # a goal out of reach is told before anything is trained on the way to it
-            _plan(run, teacher, teacher, run.settings.flops_reduction, "round-1", TOLERANCE)
+            make_plan(run, teacher)
     for index in range(1, run.settings.pruning_rounds):
         student = _pruning_round(run, index, teacher, student)
     with run.timed("pruned"):
-        student = _cut(run, teacher, student, run.settings.flops_reduction, "")
+        student = _cut(run, teacher, student, run.settings.reduction, f"round-{run.settings.pruning_rounds}")
         print(kept_table(config, student.config))
+        if run.settings.latency_table:
+            predicted = predict(run.settings, config, student.config)
+            records.update_metrics(run.folder, {"predicted_latency": dataclasses.asdict(predicted)})
+            print(predicted)
         draw_kept(run.folder / "pruning.svg", config, student.config)
         run.save("pruned", student.config, student.params)
 
@@ -262,7 +284,7 @@ def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Mode
     pruned, distilled = f"round-{index}/pruned", f"round-{index}/distilled"
     if not run.done(pruned):
         with run.timed("pruned"):
-            goal = run.settings.flops_reduction ** (index / run.settings.pruning_rounds)
+            goal = run.settings.reduction ** (index / run.settings.pruning_rounds)
             cut_student = _cut(run, teacher, student, goal, f"round-{index}")
             run.save(pruned, cut_student.config, cut_student.params)
     if not run.done(distilled):
@@ -276,26 +298,36 @@ def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Mode
     return Model(config=config, params=params)
 
 
+def make_plan(run: Run, teacher: Model) -> Plan:
+    """What the run's student keeps of the teacher if it is cut at once.
+
+    Raises:
+      UserError: the reduction that is asked for cannot be reached, or the latency table is of another model.
+    """
+    return _plan(run, teacher, teacher, run.settings.reduction, "", TOLERANCE)
+
+
 def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str, tolerance: float) -> Plan:
-    """What to keep of `student`, at 1/`reduction` of the teacher's multiply-accumulates, by what matters in it now.
+    """What to keep of `student`, at 1/`reduction` of the teacher's cost, by what matters in it now.
 
     Args:
-      place: the folder in `work/` that keeps the importance.
+      place: the folder in `work/` that keeps the importance, unless it is the teacher's own.
       tolerance: as in `search`.
     """
-    settings, path = run.settings, run.folder / "work" / place / "importance.npz"
+    settings = run.settings
+    path = (run.cache if student is teacher else run.folder / "work" / place) / "importance.npz"
     if not path.exists():
         examples = settings.importance_examples
         found = fisher.measure_importance(
             student.config, student.params, run.datasets[0], examples=examples, seed=settings.seed
         )
         fisher.save_importance(path, found)
-    done = count_macs(teacher.config, settings.max_seq) / count_macs(student.config, settings.max_seq)
+    costs = run_costs(settings, teacher.config)
     return search(
         student.config,
         fisher.load_importance(path),
-        reduction=max(1.0, reduction / done),
-        seq=settings.max_seq,
+        costs,
+        reduction=max(1.0, reduction * costs.total(student.config) / costs.total(teacher.config)),
         ffn_group=settings.ffn_group,
         tolerance=tolerance,
     )

@@ -8,6 +8,7 @@ from typing import Any
 from bertjax.errors import UserError
 
 STAGES = ("prune", "distill", "calibrate", "qat", "evaluate")  # those that --skip names
+MAX_REDUCTION = 32.0  # what is left beyond it is a head or two per model: no student of that size answers anything
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -52,6 +53,15 @@ class RunSettings:
     teacher_batch_size: int = _flag(32, "windows per step of fine-tuning")
     teacher_learning_rate: float = _flag(1e-4, "peak learning rate of fine-tuning")
     flops_reduction: float = _flag(2.0, "how many times fewer multiply-accumulates the student has")
+    latency_table: str | None = _flag(
+        None, "prune for measured time: a table that train/latency_table.py made; wants --latency-reduction"
+    )
+    latency_reduction: float | None = _flag(
+        None,
+        "in place of --flops-reduction: how many times faster than the dense model in INT8 the table predicts the"
+        " student to be",
+        type=float,
+    )
     ffn_group: int = _flag(32, "FFN widths are kept in multiples of this")
     importance_examples: int = _flag(2048, "training windows whose gradients decide what is cut")
     repair_examples: int = _flag(
@@ -93,6 +103,12 @@ class RunSettings:
     seed: int = _flag(0, "seed of everything random")
     skip: tuple[str, ...] = _flag((), f"stages to leave out: {', '.join(STAGES)}", nargs="*", choices=STAGES)
     scratch: Scratch | None = None
+    cache: str | None = None  # where importance and teacher outputs are kept that runs share; None: in work/
+
+    @property
+    def reduction(self) -> float:
+        """How many times fewer multiply-accumulates, or how many times faster, the student is to be."""
+        return self.flops_reduction if self.latency_reduction is None else self.latency_reduction
 
     def __post_init__(self) -> None:
         """Raises UserError where a number makes no sense for any run."""
@@ -103,6 +119,28 @@ class RunSettings:
         for name in ("label_weight", "hidden_weight", "relation_weight"):
             if getattr(self, name) < 0.0:
                 raise UserError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must not be negative")
+
+
+def check_goal(settings: RunSettings) -> None:
+    """See that the reduction that is asked for makes sense.
+
+    Raises:
+      UserError: it is out of range, or only one of table and latency reduction is given.
+    """
+    if settings.latency_table and settings.latency_reduction is None:
+        raise UserError("--latency-table: give --latency-reduction too: how many times faster the student is to be")
+    if settings.latency_reduction is not None and not settings.latency_table:
+        raise UserError("--latency-reduction: give --latency-table too: python train/latency_table.py makes one")
+    check_reduction(settings.reduction, "--latency-reduction" if settings.latency_table else "--flops-reduction")
+
+
+def check_reduction(reduction: float, flag: str) -> None:
+    """Raise UserError unless a student so much smaller can exist."""
+    if not 1.0 <= reduction <= MAX_REDUCTION:
+        raise UserError(
+            f"{flag} {reduction:g}: must lie between 1 and {MAX_REDUCTION:g};"
+            " with less than that left no student can answer"
+        )
 
 
 def to_dict(settings: RunSettings) -> dict[str, Any]:

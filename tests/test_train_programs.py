@@ -15,7 +15,9 @@ import pytest
 from bertjax import modeldir
 from bertjax.data.corpus import write_corpus
 from bertjax.presets import PRESETS
+from bertjax.pruning.latency import read_table
 from bertjax.tensors import masked_lm_head_shapes
+from tests.models import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -35,6 +37,10 @@ def _program(name: str) -> str:
     "arguments, told",
     [
         (["distill.py", "--preset", "huge"], "--preset huge: unknown; there are demo, minilm, wwm-large"),
+        (["distill.py", "--latency-table", "t.json"], "--latency-table: give --latency-reduction too"),
+        (["distill.py", "--flops-reduction", "2", "--latency-reduction", "2"], "--latency-reduction: give one of"),
+        (["sweep.py", "--flops-reduction", "0.5,abc"], "--flops-reduction 0.5,abc: numbers with commas"),
+        (["sweep.py", "--flops-reduction", "0.5,2"], "--flops-reduction 0.5: must lie between 1 and 32"),
         (["distill.py", "--pruning-rounds", "0"], "--pruning-rounds 0: must be at least 1"),
         (["distill.py", "--ema", "1"], "--ema 1: must lie between 0 and 1"),
         (["finetune.py", "--output", "x"], "--encoder: not given"),
@@ -47,7 +53,7 @@ def test_wrong_flags_are_told_in_one_line_with_exit_code_2(tmp_path: Path, argum
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("name", ["distill.py", "finetune.py", "pretrain.py"])
+@pytest.mark.parametrize("name", ["distill.py", "finetune.py", "latency_table.py", "pretrain.py", "sweep.py"])
 def test_help_answers(tmp_path: Path, name: str):
     done = _call(_program(name), "--help", cwd=tmp_path)
     assert done.returncode == 0 and "--output" in done.stdout
@@ -100,6 +106,17 @@ def test_pretraining_leads_to_finetuning(tmp_path: Path):
     assert done.returncode == 0 and "F1" in done.stdout, done.stderr
     modeldir.load_question_answering(tmp_path / "teacher")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "encoder", "teacher"]
+
+
+def test_a_latency_table_is_timed_on_an_engine(tmp_path: Path):
+    (tmp_path / "teacher").mkdir()
+    (tmp_path / "teacher" / "config.json").write_text(json.dumps(tiny_config(quantized=False).to_dict()))
+    flags = ["--widths", "2", "--rounds", "1", "--seconds", "0", "--seq", "16", "--batch", "2"]
+    done = _call(_program("latency_table.py"), "--model", "teacher", *flags, cwd=tmp_path)
+    assert done.returncode == 0 and "whole model" in done.stdout, done.stderr
+    table = read_table(tmp_path / "latency.json")
+    assert [size for size, _ in table.attention] == [0, 1, 2] and [size for size, _ in table.ffn] == [0, 32, 64]
+    assert len(table.checks) == 4 and table.about["seq"] == 16
 
 
 def test_ctrl_c_ends_with_130_and_one_line(tmp_path: Path):

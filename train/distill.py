@@ -7,14 +7,11 @@ with 5.6x fewer multiply-accumulates, in runs/demo. Run the same command again t
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import shlex
 import sys
 
-from bertjax import presets
-from bertjax.errors import UserError
-from bertjax.programs import add_setting_flags, run
-from bertjax.settings import RunSettings
+from bertjax.programs import parse_run, run
+from bertjax.settings import RunSettings, check_goal
 
 
 def parse(arguments: list[str]) -> RunSettings:
@@ -22,21 +19,9 @@ def parse(arguments: list[str]) -> RunSettings:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
-    names = ", ".join(presets.PRESETS)
-    parser.add_argument(
-        "--preset",
-        default=None,
-        help=f"complete settings by name: {names} (default: demo, or minilm if --encoder or --teacher is given)",
-    )
-    add_setting_flags(parser, [field.name for field in dataclasses.fields(RunSettings) if field.metadata])
-    given = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
-    named = "minilm" if given.keys() & {"encoder", "teacher"} else "demo"
-    preset = given.pop("preset", named)
-    if preset not in presets.PRESETS:
-        raise UserError(f"--preset {preset}: unknown; there are {names}")
-    if "skip" in given:
-        given["skip"] = tuple(given["skip"])
-    return dataclasses.replace(presets.PRESETS[preset](), **given)
+    settings, _ = parse_run(parser, arguments)
+    check_goal(settings)
+    return settings
 
 
 def main() -> None:

@@ -1,23 +1,25 @@
-"""One search over heads, FFN widths and whole blocks and layers, under a multiply-accumulate budget.
+"""One search over heads, FFN widths and whole blocks and layers, under a budget of multiply-accumulates or of time.
 
-Costs are additive, so keeping the most importance within a budget is a knapsack. All costs share a common divisor
-and each layer offers few sensible choices (its best k heads and its best m groups of FFN units), which makes the
-exact solution by dynamic programming cheap: layers x choices x budget steps.
+Costs of blocks add up, so keeping the most importance within a budget is a multiple-choice knapsack: each layer is one
+choice of how many of its best heads and of its best groups of FFN units stay. Dynamic programming over the budget in
+equal steps solves it exactly where all costs are multiples of a step, as multiply-accumulates are. Times are rounded
+up to steps so fine that the plan found loses no more than the best plan for a budget smaller by one part in 4096.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 
 import numpy as np
 
-from bertjax.config import BertConfig, LayerShape, count_macs, ffn_unit_macs, head_macs
+from bertjax.config import BertConfig, LayerShape
 from bertjax.errors import UserError
+from bertjax.pruning.costs import Costs
 from bertjax.pruning.importance import Importance
+from bertjax.settings import check_reduction
 
-MAX_REDUCTION = 32.0  # what is left beyond it is a head or two per model: no student of that size answers anything
 TOLERANCE = 0.02
+STEPS = 4096  # of a budget of real numbers, for each layer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,110 +38,120 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Choices:
-    """One layer's choices, flattened: how many heads and FFN groups are kept, at what cost and loss."""
+    """One layer's choices in order of cost, none of them both dearer and worse than another."""
 
-    heads: np.ndarray
-    groups: np.ndarray
-    cost: np.ndarray  # in budget steps
+    heads: np.ndarray  # how many are kept
+    units: np.ndarray
+    cost: np.ndarray
     loss: np.ndarray
 
 
 def search(
     config: BertConfig,
     importance: Importance,
+    costs: Costs,
     *,
     reduction: float,
-    seq: int,
     ffn_group: int,
     tolerance: float = TOLERANCE,
 ) -> Plan:
-    """The plan that loses least importance with at most 1/`reduction` of the teacher's multiply-accumulates.
+    """The plan that loses least importance at no more than 1/`reduction` of the teacher's cost.
 
     FFN units are ranked by their own importance and kept in multiples of `ffn_group`. Emptying a block or a layer is
     charged the Fisher information of its common gate where that is more than the sum over its members.
 
     Args:
-      seq: the served length in tokens at which multiply-accumulates are counted.
       tolerance: how far, relatively, the reached reduction may be from the wanted one.
 
     Raises:
       UserError: the reduction is out of range, or no plan comes within `tolerance` of it.
     """
-    if not 1.0 <= reduction <= MAX_REDUCTION:
-        raise UserError(
-            f"--flops-reduction {reduction:g}: must lie between 1 and {MAX_REDUCTION:g};"
-            " with less than that left no student can answer"
-        )
-    head, group = head_macs(config, seq), ffn_unit_macs(config, seq) * ffn_group
-    step = math.gcd(head, group)
-    target = count_macs(config, seq) / reduction
-    budget = int((target - 2 * seq * config.hidden_size) // step)
-    choices = [
-        _layer_choices(config, importance, i, head // step, group // step, ffn_group) for i in range(len(config.layers))
-    ]
-    picked, loss = _knapsack(choices, max(budget, 0))
-    plan = _assemble(importance, choices, picked, ffn_group, loss)
-    reached = count_macs(config, seq) / count_macs(plan.config(config), seq)
+    flag = f"--{costs.goal}-reduction"
+    check_reduction(reduction, flag)
+    whole = costs.total(config)
+    choices = [_layer_choices(config, importance, costs, layer, ffn_group) for layer in range(len(config.layers))]
+    picked = _knapsack(choices, whole / reduction - costs.rest)
+    if picked is None:
+        least = costs.rest + sum(options.cost[0] for options in choices)
+        raise UserError(f"{flag} {reduction:g}: with every block gone it is {whole / least:.3g}; ask for less")
+    plan = _assemble(importance, choices, picked)
+    reached = whole / costs.total(plan.config(config))
     if abs(reached / reduction - 1) > tolerance:
         raise UserError(
-            f"--flops-reduction {reduction:g}: the nearest reachable one below its cost is {reached:.3g};"
+            f"{flag} {reduction:g}: the nearest reachable one below its cost is {reached:.3g};"
             f" ask for that, or for a smaller --ffn-group than {ffn_group}"
         )
     return plan
 
 
-def _layer_choices(
-    config: BertConfig, importance: Importance, layer: int, head_cost: int, group_cost: int, ffn_group: int
-) -> _Choices:
+def _layer_choices(config: BertConfig, importance: Importance, costs: Costs, layer: int, ffn_group: int) -> _Choices:
     shape = config.layers[layer]
-    head_loss = _loss_by_kept(importance.heads[layer], 1)  # [heads + 1]
-    ffn_loss = _loss_by_kept(importance.ffn[layer], ffn_group)  # [groups + 1]
+    heads, head_loss = _loss_by_kept(importance.heads[layer], 1)
+    units, ffn_loss = _loss_by_kept(importance.ffn[layer], ffn_group)
     if shape.heads:
         head_loss[0] = max(head_loss[0], importance.attention_blocks[layer])
     if shape.ffn:
         ffn_loss[0] = max(ffn_loss[0], importance.ffn_blocks[layer])
-    heads, groups = np.meshgrid(np.arange(len(head_loss)), np.arange(len(ffn_loss)), indexing="ij")
     loss = head_loss[:, None] + ffn_loss[None, :]
     loss[0, 0] = max(loss[0, 0], importance.layers[layer])
-    cost = heads * head_cost + groups * group_cost
-    return _Choices(heads=heads.ravel(), groups=groups.ravel(), cost=cost.ravel(), loss=loss.ravel())
+    cost = (costs.attention[heads][:, None] + costs.ffn[units][None, :]).ravel()
+    heads, units = (grid.ravel() for grid in np.meshgrid(heads, units, indexing="ij"))
+    loss = loss.ravel()
+    order = np.lexsort((loss, cost))
+    best_before = np.minimum.accumulate(np.concatenate([[np.inf], loss[order][:-1]]))
+    order = order[loss[order] < best_before]
+    return _Choices(heads=heads[order], units=units[order], cost=cost[order], loss=loss[order])
 
 
-def _loss_by_kept(scores: np.ndarray, group: int) -> np.ndarray:
-    """Importance lost when only the best 0, 1, 2, ... groups are kept. A last short group counts as a whole one."""
-    ranked = np.sort(scores)[::-1]
-    kept = np.concatenate([[0.0], np.cumsum(ranked)])
-    ends = np.minimum(np.arange(0, -(-len(scores) // group) + 1) * group, len(scores))
-    return kept[-1] - kept[ends]
+def _loss_by_kept(scores: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
+    """How many units the best 0, 1, 2, ... groups are, and the importance lost when only they are kept."""
+    kept = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])])
+    counts = np.minimum(np.arange(0, -(-len(scores) // group) + 1) * group, len(scores))
+    return counts, kept[-1] - kept[counts]
 
 
-def _knapsack(choices: list[_Choices], budget: int) -> tuple[list[int], float]:
-    """One choice per layer with the least total loss and a total cost of at most `budget`."""
-    best = np.zeros(budget + 1)  # least loss of the layers so far, by what they may cost at most
-    taken = np.zeros((len(choices), budget + 1), np.int32)
+def _knapsack(choices: list[_Choices], budget: float) -> list[int] | None:
+    """One choice per layer with the least total loss and a total cost of at most `budget`; None if there is none."""
+    if budget <= 0:
+        return None
+    costs, steps = _in_steps([options.cost for options in choices], budget)
+    if steps < sum(cost[0] for cost in costs):
+        return None
+    best = np.zeros(steps + 1)  # least loss of the layers so far, by what they may cost at most
+    taken = np.zeros((len(choices), steps + 1), np.int32)
     for layer, options in enumerate(choices):
-        found = np.full(budget + 1, np.inf)
-        for index in np.argsort(options.cost, kind="stable"):
-            cost = options.cost[index]
-            if cost > budget:
+        found = np.full(steps + 1, np.inf)
+        for index, cost in enumerate(costs[layer]):
+            if cost > steps:
                 break
-            value = best[: budget + 1 - cost] + options.loss[index]
+            value = best[: steps + 1 - cost] + options.loss[index]
             better = value < found[cost:]
             found[cost:][better] = value[better]
             taken[layer, cost:][better] = index
         best = found
-    picked, left = [], budget
+    picked, left = [], steps
     for layer in range(len(choices) - 1, -1, -1):
         picked.append(int(taken[layer, left]))
-        left -= choices[layer].cost[picked[-1]]
-    return picked[::-1], float(best[budget])
+        left -= costs[layer][picked[-1]]
+    return picked[::-1]
 
 
-def _assemble(importance: Importance, choices: list[_Choices], picked: list[int], ffn_group: int, loss: float) -> Plan:
-    heads, ffn = [], []
+def _in_steps(costs: list[np.ndarray], budget: float) -> tuple[list[np.ndarray], int]:
+    """Costs and budget as whole steps: of the common divisor of whole numbers, else of a fine grid, rounded up."""
+    if all(np.issubdtype(cost.dtype, np.integer) for cost in costs):
+        step = int(np.gcd.reduce(np.concatenate(costs))) or 1
+        return [cost // step for cost in costs], int(budget // step)
+    steps = STEPS * len(costs)
+    # 1e-9: a cost that is a multiple of a step but for float's rounding stays one.
+    return [np.ceil(cost / budget * steps - 1e-9).astype(np.int64) for cost in costs], steps
+
+
+def _assemble(importance: Importance, choices: list[_Choices], picked: list[int]) -> Plan:
+    heads, ffn, loss = [], [], 0.0
     for layer, (options, index) in enumerate(zip(choices, picked, strict=True)):
         heads.append(_best(importance.heads[layer], int(options.heads[index])))
-        ffn.append(_best(importance.ffn[layer], int(options.groups[index]) * ffn_group))
+        ffn.append(_best(importance.ffn[layer], int(options.units[index])))
+        loss += float(options.loss[index])
     return Plan(heads=tuple(heads), ffn=tuple(ffn), loss=loss)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from bertjax.config import BertConfig, LayerShape, count_macs
 from bertjax.errors import UserError
 from bertjax.model import BertForQuestionAnswering, Gates, bind, init_params
+from bertjax.pruning.costs import Costs, mac_costs
 from bertjax.pruning.importance import Importance, gate_gradients, open_gates
 from bertjax.pruning.search import Plan, search
 from bertjax.pruning.surgery import cut
@@ -80,13 +82,15 @@ def _random_importance(config: BertConfig, random: np.random.Generator) -> Impor
     )
 
 
-def _brute_force(config: BertConfig, importance: Importance, budget: float, seq: int, group: int) -> float:
-    """The least importance lost by any choice of counts within the budget, from the definition."""
+def _brute_force(
+    config: BertConfig, importance: Importance, cost: Callable[[BertConfig], float], budget: float, group: int
+) -> float:
+    """The least importance lost by any choice of counts that costs at most the budget, from the definition."""
     best = np.inf
     counts = [itertools.product(range(layer.heads + 1), range(layer.ffn // group + 1)) for layer in config.layers]
     for choice in itertools.product(*map(list, counts)):
         layers = tuple(LayerShape(heads=h, ffn=g * group) for h, g in choice)
-        if count_macs(dataclasses.replace(config, layers=layers), seq) > budget:
+        if cost(dataclasses.replace(config, layers=layers)) > budget:
             continue
         loss = 0.0
         for i, (h, g) in enumerate(choice):
@@ -104,9 +108,9 @@ def _brute_force(config: BertConfig, importance: Importance, budget: float, seq:
 def test_search_finds_what_brute_force_finds(seed: int, reduction: float):
     config = BertConfig.dense(vocab_size=40, hidden_size=16, num_layers=2, heads=4, ffn=40)
     importance = _random_importance(config, np.random.default_rng(seed))
-    wanted = _brute_force(config, importance, count_macs(config, 8) / reduction, 8, 4)
+    wanted = _brute_force(config, importance, lambda shape: count_macs(shape, 8), count_macs(config, 8) / reduction, 4)
     try:
-        plan = search(config, importance, reduction=reduction, seq=8, ffn_group=4)
+        plan = search(config, importance, mac_costs(config, 8), reduction=reduction, ffn_group=4)
     except UserError as error:  # the best plan may lie further than 2 % under the budget, and is then refused
         assert "nearest reachable" in str(error)
         return
@@ -114,12 +118,40 @@ def test_search_finds_what_brute_force_finds(seed: int, reduction: float):
     assert count_macs(plan.config(config), 8) <= count_macs(config, 8) / reduction
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), reduction=st.sampled_from([1.0, 1.3, 2.0, 3.1]))
+def test_search_for_time_is_optimal_within_its_bound(seed: int, reduction: float):
+    """The plan is within the budget, and no plan for a budget of blocks smaller by 1/4096 loses less."""
+    config = BertConfig.dense(vocab_size=40, hidden_size=16, num_layers=2, heads=4, ffn=40)
+    random = np.random.default_rng(seed)
+    importance = _random_importance(config, random)
+    costs = Costs(  # not even rising: the search takes a table as it is
+        goal="latency", rest=random.random(), attention=random.random(5) * np.arange(5), ffn=random.random(41)
+    )
+    budget = costs.total(config) / reduction
+    lower = _brute_force(config, importance, costs.total, budget, 4)
+    upper = _brute_force(config, importance, costs.total, costs.rest + (budget - costs.rest) * (1 - 1 / 4096), 4)
+    try:
+        plan = search(config, importance, costs, reduction=reduction, ffn_group=4)
+    except UserError as error:
+        assert "nearest reachable" in str(error) or (np.isinf(upper) and "every block gone" in str(error))
+        return
+    assert costs.total(plan.config(config)) <= budget * (1 + 1e-9)
+    assert lower - 1e-9 <= plan.loss <= upper + 1e-9
+
+
+def test_a_dense_model_is_its_own_plan_at_reduction_one():
+    config = BertConfig.bert_large()
+    costs = Costs(goal="latency", rest=0.7, attention=np.linspace(0.1, 2.3, 17), ffn=np.linspace(0.1, 3.1, 4097))
+    importance = _random_importance(config, np.random.default_rng(0))
+    assert search(config, importance, costs, reduction=1.0, ffn_group=32).loss == 0.0
+
+
 @pytest.mark.parametrize("reduction", [2.0, 3.0, 5.6, 8.0])
 def test_search_meets_the_target_within_two_percent_at_bert_large_shape(reduction: float):
     config = BertConfig.bert_large()
-    plan = search(
-        config, _random_importance(config, np.random.default_rng(0)), reduction=reduction, seq=384, ffn_group=32
-    )
+    importance = _random_importance(config, np.random.default_rng(0))
+    plan = search(config, importance, mac_costs(config, 384), reduction=reduction, ffn_group=32)
     reached = count_macs(config, 384) / count_macs(plan.config(config), 384)
     assert reached == pytest.approx(reduction, rel=0.02)
     assert all(len(units) % 32 == 0 for units in plan.ffn)
@@ -133,7 +165,7 @@ def test_macs_of_bert_large_are_the_references():
 def test_an_impossible_target_is_the_users_mistake(reduction: float):
     importance = _random_importance(TINY, np.random.default_rng(0))
     with pytest.raises(UserError, match="--flops-reduction"):
-        search(TINY, importance, reduction=reduction, seq=8, ffn_group=4)
+        search(TINY, importance, mac_costs(TINY, 8), reduction=reduction, ffn_group=4)
 
 
 @pytest.mark.parametrize(

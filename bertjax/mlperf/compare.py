@@ -1,0 +1,131 @@
+"""Comparing speeds: everything runs in turn, in many rounds, so that a machine that slows down does so for all."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from bertjax.config import BertConfig
+from bertjax.data.batching import BatchPlan, plan_inference
+from bertjax.data.features import WindowSettings
+from bertjax.mlperf import cpu
+from bertjax.mlperf.backend import Backend, open_backend
+from bertjax.mlperf.queues import LENGTH_MULTIPLE
+from bertjax.mlperf.samples import SampleLibrary, read_dataset
+
+WINDOWS = 512
+ROUNDS = 5
+SECONDS = 20.0  # small models get more rounds until then
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Passes:
+    """A backend and the batches that it runs, again and again."""
+
+    backend: Backend
+    library: SampleLibrary
+    plans: Sequence[BatchPlan]
+
+    def seconds(self) -> float:
+        """Time one pass over the batches, each stream taking the next one when it is free."""
+        begin = time.perf_counter()
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            list(pool.map(self._run, self.plans))
+        return time.perf_counter() - begin
+
+    def warm_up(self) -> None:
+        """Meet every shape on every stream: OpenVINO prepares its kernels anew for each."""
+        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+            for plan in self.plans:
+                list(pool.map(self._run, [plan] * self.backend.streams))
+
+    def _run(self, plan: BatchPlan) -> None:
+        self.backend.infer(*self.library.gather(plan.rows, plan.length))
+
+
+def offline_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray, *, tokens: int) -> Passes:
+    """Batches of the chosen, loaded windows as Offline makes them: sorted by length, the long ones first."""
+    plans = plan_inference(library.lengths[chosen], tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
+    plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
+    return Passes(backend=backend, library=library, plans=plans)
+
+
+def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: float = 0.0) -> np.ndarray:
+    """What each run took in each round, [rounds, runs]; a round does every run once, in random order.
+
+    A first round, which is not counted, warms up.
+
+    Args:
+      rounds: how many at least; further ones follow until `seconds` are over.
+    """
+    random, found = np.random.default_rng(0), []
+    begin, bar = time.monotonic(), tqdm.tqdm(desc="rounds", unit="round", leave=False, disable=None)
+    while len(found) <= rounds or time.monotonic() - begin < seconds:
+        found.append([0.0] * len(runs))
+        for index in random.permutation(len(runs)):
+            found[-1][index] = runs[index]()
+        bar.update()
+    bar.close()
+    return np.array(found[1:])
+
+
+def steady_medians(times: np.ndarray) -> np.ndarray:
+    """The median of each run over rounds [rounds, runs], each round first brought to the usual speed of the machine.
+
+    A round's speed is the median over its runs of how much longer than usual they took, so what slows the machine for
+    a while slows no run against another.
+    """
+    slower = np.median(times / np.median(times, axis=0), axis=1, keepdims=True)
+    return np.median(times / slower, axis=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Speeds:
+    """One entry per model; a speed-up is against the first one, with the 10th and 90th percentile of the rounds."""
+
+    samples_per_second: list[float]
+    speedup: list[float]
+    speedup_low: list[float]
+    speedup_high: list[float]
+    description: list[str]
+    windows: int
+    rounds: int
+
+
+def offline_speeds(models: Sequence[Path], data: Path, windows: WindowSettings, *, backend: str = "auto") -> Speeds:
+    """Measure model directories that share a tokenizer, each with one single-threaded stream per core.
+
+    Args:
+      data: a SQuAD v1.1 file, of which `WINDOWS` windows are drawn at random.
+
+    Raises:
+      UserError: a model or the file is wrong, or the backend cannot run here.
+    """
+    dataset = read_dataset(data, models[0], windows)
+    size = min(WINDOWS, len(dataset.windows))
+    chosen = np.random.default_rng(0).choice(len(dataset.windows), size, replace=False)
+    library = SampleLibrary(dataset, BertConfig.from_json(models[0] / "config.json").pad_token_id)
+    library.load(chosen.tolist())
+    passes = []
+    for model in tqdm.tqdm(models, desc="warm-up", unit="model", leave=False, disable=None):
+        opened = open_backend(backend, model, streams=cpu.cores(), threads=1, longest=windows.max_seq)
+        passes.append(offline_passes(opened, library, chosen, tokens=opened.batch_tokens))
+        passes[-1].warm_up()
+    times = interleaved([one.seconds for one in passes], rounds=ROUNDS, seconds=SECONDS)
+    usual = steady_medians(times)
+    low, high = np.percentile(times[:, :1] / times, [10, 90], axis=0)
+    return Speeds(
+        samples_per_second=(size / usual).tolist(),
+        speedup=(usual[0] / usual).tolist(),
+        speedup_low=low.tolist(),
+        speedup_high=high.tolist(),
+        description=[one.backend.description for one in passes],
+        windows=size,
+        rounds=len(times),
+    )

@@ -1,0 +1,104 @@
+"""Time the blocks of a model's students on an engine, for train/distill.py --latency-table.
+
+    python train/latency_table.py --model runs/minilm/teacher --output latency.json
+    python train/distill.py --teacher runs/minilm/teacher --latency-table latency.json --latency-reduction 3 ...
+
+Only the model's shape is looked at. Small models of four equal layers, attention blocks with every number of heads or
+FFN blocks of several widths, are exported as INT8 ONNX with random weights and run in turn. Four whole models at the
+end show how well the times of blocks add up. With one thread a stream, as by default, processor time is taken, which
+other programs on the machine hardly change; with more threads let nothing else run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+from pathlib import Path
+from typing import Any
+
+from bertjax import programs, records
+from bertjax.config import BertConfig, Quantization
+from bertjax.errors import UserError
+from bertjax.mlperf import cpu
+from bertjax.mlperf.shapes import Load, time_shapes
+from bertjax.pruning import latency
+from bertjax.pruning.latency import LatencyTable
+from bertjax.tables import text_table
+
+BATCH_TOKENS = 1024  # of a batch, as Offline makes them
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="model directory of the teacher or of its encoder")
+    add("--output", type=Path, default=Path("latency.json"), help="file to write (default: latency.json)")
+    add("--backend", default="auto", help="auto (default), openvino or onnxruntime")
+    add("--seq", type=int, help="tokens of a window (default: 128, or as many as the model has positions)")
+    add("--batch", type=int, help=f"windows of a batch (default: as many as make {BATCH_TOKENS} tokens)")
+    add("--streams", type=int, help="batches at once (default: one per core, as in Offline; SingleStream has 1)")
+    add("--threads", type=int, help="threads of each stream (default: the cores, shared out)")
+    add("--ffn-group", type=int, default=32, help="FFN widths are multiples of this (default: 32)")
+    add("--widths", type=int, default=16, help="FFN widths to time, the others are interpolated (default: 16)")
+    add("--rounds", type=int, default=15, help="interleaved rounds, at least (default: 15)")
+    add("--seconds", type=float, default=30.0, help="seconds of measuring, at least (default: 30)")
+    add("--quantize-also", nargs="*", default=[], choices=("attention", "residual"), help="as in train/distill.py")
+    options = parser.parse_args()
+    for name in ("seq", "batch", "streams", "threads", "ffn_group", "widths", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+    return options
+
+
+def main() -> None:
+    options = parse()
+
+    config = BertConfig.from_json(options.model / "config.json")
+    seq = options.seq or min(128, config.max_position_embeddings)
+    if seq > config.max_position_embeddings:
+        raise UserError(f"--seq {seq}: {options.model} has {config.max_position_embeddings} positions")
+    streams = options.streams or cpu.cores()
+    threads = options.threads or max(1, cpu.cores() // streams)
+    load = Load(batch=options.batch or max(1, BATCH_TOKENS // seq), seq=seq, streams=streams, threads=threads)
+    also = options.quantize_also
+    quantization = Quantization(
+        calibrator="max",
+        calibration_examples=0,
+        trained=False,
+        attention="attention" in also,
+        residual="residual" in also,
+    )
+    probes = latency.probe_shapes(config, quantization, group=options.ffn_group, widths=options.widths)
+    checks = latency.check_shapes(config, quantization, group=options.ffn_group)
+    seconds, backend = time_shapes(
+        probes + checks, load, backend=options.backend, rounds=options.rounds, seconds=options.seconds
+    )
+    about = {"backend": backend.name, "description": backend.description, "quantize_also": also}
+    about |= {"batch": load.batch, "seq": load.seq, "streams": load.streams, "threads": load.threads}
+    about |= {"clock": load.clock, "versions": records.versions(), "machine": records.machine()}
+    table = latency.table_from(probes, seconds[: len(probes)], about)
+    table = latency.with_checks(table, checks, seconds[len(probes) :])
+    latency.write_table(options.output, table)
+
+    print(f"milliseconds of a block, {load.batch} x {seq} tokens, {load.clock}, {backend.description}\n")
+    print(text_table(["heads", "ms", "FFN units", "ms"], _blocks(table)), end="\n\n")
+    print(text_table(["whole model", "predicted", "measured", "ratio"], [_check(check) for check in table.checks]))
+    print("\na factor that all ratios share does no harm: the search compares times of this table with each other")
+    print(f"\n{options.output}: for train/distill.py --latency-table")
+
+
+def _blocks(table: LatencyTable) -> list[list[str]]:
+    """Heads and FFN widths beside each other."""
+    columns = ([[str(size), f"{1e3 * found:.3f}"] for size, found in part] for part in (table.attention, table.ffn))
+    return [[*heads, *units] for heads, units in itertools.zip_longest(*columns, fillvalue=["", ""])]
+
+
+def _check(check: dict[str, Any]) -> list[str]:
+    what = f"{sum(check['heads'])} heads, {sum(check['ffn'])} units in {len(check['heads'])} layers"
+    predicted, measured = (1e3 * check[name] for name in ("predicted", "measured"))
+    return [what, f"{predicted:.2f}", f"{measured:.2f}", f"{predicted / measured:.2f}"]
+
+
+if __name__ == "__main__":
+    programs.run(main)
