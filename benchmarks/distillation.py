@@ -78,6 +78,7 @@ def read_settings(run: Path) -> RunSettings:
     if not found["val_file"]:
         raise UserError(f"--run {run}: has no validation file of its own (--val-file); rows are scored on it")
     own = {"teacher": str(run / "teacher"), "encoder": None, "scratch": None, "eval_file": found["val_file"]}
+    own["cache"] = None  # it is of the run's training file, and the rows' is a slice of that
     return RunSettings(**(found | own))
 
 
