@@ -78,6 +78,7 @@ def read_settings(run: Path) -> RunSettings:
     if not found["val_file"]:
         raise UserError(f"--run {run}: has no validation file of its own (--val-file); rows are scored on it")
     own = {"teacher": str(run / "teacher"), "encoder": None, "scratch": None, "eval_file": found["val_file"]}
+    own["cache"] = None  # it is of the run's training file, and the rows' is a slice of that
     return RunSettings(**(found | own))
 
 
@@ -108,10 +109,9 @@ def _share(first: Path, place: Path, what: str) -> None:
         records.update_metrics(place, {"stages": {stage: figures[stage] for stage in stages}})
 
 
-def table(found: Mapping[str, Sequence[float]], teacher: Sequence[float]) -> str:
-    """Markdown; `found` and `teacher` hold F1 by seed."""
-    seeds = len(teacher)
-    header = ["row", *(f"F1, seed {index + 1} of {seeds}" for index in range(seeds)), "against default", "of teacher"]
+def table(seeds: Sequence[int], found: Mapping[str, Sequence[float]], teacher: Sequence[float]) -> str:
+    """Markdown; `found` and `teacher` hold F1 for each of `seeds`."""
+    header = ["row", *(f"F1, seed {seed}" for seed in seeds), "against default", "of teacher"]
     lines = [header, ["---"] * len(header), ["teacher", *(f"{f1:.2f}" for f1 in teacher), "", ""]]
     for name, scores in found.items():
         change = statistics.mean(own - base for own, base in zip(scores, found[FIRST], strict=True))
@@ -149,13 +149,14 @@ def main() -> None:
     found: dict[str, list[float]] = {name: [] for name in ROWS if name in {FIRST, *wanted}}
     teacher: list[float] = []
     command = shlex.join(["python", *sys.argv])
-    for seed in map(int, options.seeds.split(",")):
+    seeds = [int(seed) for seed in options.seeds.split(",")]
+    for seed in seeds:
         seeded, folder = dataclasses.replace(settings, seed=seed), options.output / f"seed-{seed}"
         for name in found:
             stages = run_row(seeded, FIRST if name == "calibrated" else name, folder, command)
             found[name].append(stages[ROWS[name].stage]["f1"])
         teacher.append(stages["teacher"]["f1"])
-    print(f"\n{table(found, teacher)}")
+    print(f"\n{table(seeds, found, teacher)}")
 
 
 if __name__ == "__main__":

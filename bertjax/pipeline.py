@@ -238,13 +238,11 @@ def fine_tune_encoder(
     return config, params
 
 
-def train_settings(settings: RunSettings, stage: str, dataset: Dataset) -> TrainSettings:
-    """The loop's settings of `teacher`, `distill` or `qat`."""
+def train_settings(settings: RunSettings, stage: str, dataset: Dataset, share: float = 1.0) -> TrainSettings:
+    """The loop's settings of `teacher`, `distill` or `qat`, for this share of the stage's epochs."""
     epochs, batch_size = (getattr(settings, f"{stage}_{field}") for field in ("epochs", "batch_size"))
-    if stage == "distill" and "prune" not in settings.skip:
-        epochs /= settings.pruning_rounds
     return TrainSettings(
-        steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs)),
+        steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs * share)),
         learning_rate=getattr(settings, f"{stage}_learning_rate"),
         ema=settings.ema,
         seed=settings.seed,
@@ -282,7 +280,7 @@ def _prune(run: Run) -> None:
 
 
 def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Model:
-    """One of the rounds before the last: a cut by an equal factor, and its share of the distillation."""
+    """One of the rounds before the last: a cut by an equal factor, and an equal part of half of the distillation."""
     pruned, distilled = f"round-{index}/pruned", f"round-{index}/distilled"
     if not run.done(pruned):
         with run.timed("pruned"):
@@ -293,7 +291,8 @@ def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Mode
         config, params = run.load(pruned)
         with run.timed("distilled"):
             if "distill" not in run.settings.skip:
-                params = _distill_stage(run, "distill", config, params, run.folder / "work" / f"round-{index}")
+                folder, share = run.folder / "work" / f"round-{index}", 0.5 / (run.settings.pruning_rounds - 1)
+                params = _distill_stage(run, "distill", config, params, folder, share)
             run.save(distilled, config, params)
     config, params = run.load(distilled)
     return Model(config=config, params=params)
@@ -359,7 +358,9 @@ def _distill(run: Run) -> None:
     config, params = run.load("pruned")
     with run.timed("distilled"):
         if "distill" not in run.settings.skip:
-            params = _distill_stage(run, "distill", config, params, run.folder / "work" / "distill")
+            rounds = run.settings.pruning_rounds > 1 and "prune" not in run.settings.skip
+            folder, share = run.folder / "work" / "distill", 0.5 if rounds else 1.0
+            params = _distill_stage(run, "distill", config, params, folder, share)
         run.save("distilled", config, params)
 
 
@@ -382,7 +383,7 @@ def _qat(run: Run) -> None:
     config, params = run.load("ptq")
     with run.timed("int8"):
         if "qat" not in run.settings.skip:
-            params = _distill_stage(run, "qat", config, params, run.folder / "work" / "qat")
+            params = _distill_stage(run, "qat", config, params, run.folder / "work" / "qat", 1.0)
             config = dataclasses.replace(config, quantization=dataclasses.replace(config.quantization, trained=True))
         run.save("int8", config, params)
 
@@ -398,7 +399,7 @@ def distill_settings(settings: RunSettings) -> DistillSettings:
     )
 
 
-def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params, folder: Path) -> Params:
+def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params, folder: Path, share: float) -> Params:
     settings, (teacher, targets), (train, validation) = run.settings, run.targets, run.datasets
     return distill(
         config=config,
@@ -409,7 +410,7 @@ def _distill_stage(run: Run, stage: str, config: BertConfig, params: Params, fol
         validation=validation,
         batch_size=getattr(settings, f"{stage}_batch_size"),
         distillation=distill_settings(settings),
-        settings=train_settings(settings, stage, train),
+        settings=train_settings(settings, stage, train, share),
         folder=folder,
         label=stage,
         dtype=jnp.dtype(settings.dtype),

@@ -49,6 +49,9 @@ def run(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         code = _tell("interrupted; the same command continues where it stopped", 130)
     sys.stdout.flush()
+    if code == 130:
+        sys.stderr.flush()
+        os._exit(code)  # JAX may still be computing, and crashes where Python is taken down around that
     sys.exit(code)
 
 

@@ -68,7 +68,7 @@ class RunSettings:
         512, "training windows on which cut blocks are refitted in closed form; 0 leaves it out"
     )
     pruning_rounds: int = _flag(
-        1, "cut in this many rounds, each with its share of the distillation; 1 cuts everything before it"
+        1, "cut in this many rounds, the last with half of the distillation, the others with the rest; 1: all at once"
     )
     distill_epochs: float = _flag(2.0, "epochs of distillation in floating point, all rounds together")
     distill_batch_size: int = _flag(32, "windows per step of distillation")

@@ -26,8 +26,8 @@ def _states(seed: int, *shape: int) -> np.ndarray:
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
 
 
-@settings(max_examples=50, deadline=None)
-@given(rows=st.integers(1, 4), columns=st.integers(1, 5), seed=st.integers(0, 10**6))
+@settings(max_examples=20, deadline=None)
+@given(rows=st.integers(1, 3), columns=st.integers(1, 4), seed=st.integers(0, 10**6))
 def test_the_least_ordered_sum_is_that_of_trying_everything(rows: int, columns: int, seed: int):
     table = np.random.default_rng(seed).random((rows, columns)).astype(np.float32)
     tried = itertools.combinations_with_replacement(range(columns), rows)  # never falling
