@@ -72,13 +72,7 @@ def make_plans(
 def measure(config: BertConfig, plans: dict[str, Plan], table: LatencyTable, seconds: float) -> np.ndarray:
     """How many times faster than the dense model each plan's shape runs."""
     about = table.about
-    quantization = Quantization(
-        calibrator="max",
-        calibration_examples=0,
-        trained=False,
-        attention="attention" in about["quantize_also"],
-        residual="residual" in about["quantize_also"],
-    )
+    quantization = Quantization.calibrated(about["quantize_also"], calibrator="max", calibration_examples=0)
     shapes = [config, *(plan.config(config) for plan in plans.values())]
     shapes = [probe(config, quantization, [(layer.heads, layer.ffn) for layer in shape.layers]) for shape in shapes]
     load = Load(**{field.name: about[field.name] for field in dataclasses.fields(Load)})

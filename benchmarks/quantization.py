@@ -108,12 +108,16 @@ def main() -> None:
         raise UserError(f"--model: {options.model} is quantized; name the floating-point student")
     student = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
     tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
-    everything = _record("all", CALIBRATORS[0], options.examples)
+
+    def record(placement: str, calibrator: str) -> Quantization:
+        also = PLACEMENTS[placement]
+        return Quantization.calibrated(also, calibrator=calibrator, calibration_examples=options.examples)
+
     bench = Bench(
         student=student,
         source=options.model,
         ranges=record_ranges(
-            dataclasses.replace(config, quantization=everything),
+            dataclasses.replace(config, quantization=record("all", CALIBRATORS[0])),
             student.params,
             load_dataset(options.train_file, tokenizer, windows),
             seed=options.seed,
@@ -125,21 +129,10 @@ def main() -> None:
     rows = [["floating point", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-", "-"]]
     for placement in options.placement:
         for calibrator in options.calibrator:
-            rows.append(bench.row(placement, _record(placement, calibrator, options.examples), base))
+            rows.append(bench.row(placement, record(placement, calibrator), base))
             print(*rows[-1], sep="  ", flush=True)
     header = ["INT8", "calibrator", "exact match", "F1", "against float"]
     print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "residual adds", "steps"], rows))
-
-
-def _record(placement: str, calibrator: str, examples: int) -> Quantization:
-    also = PLACEMENTS[placement]
-    return Quantization(
-        calibrator=calibrator,
-        calibration_examples=examples,
-        trained=False,
-        attention="attention" in also,
-        residual="residual" in also,
-    )
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ class Quantization:
     trained: bool  # True after quantization-aware training, False after calibration alone
     attention: bool = False
     residual: bool = False
+
+    @classmethod
+    def calibrated(cls, also: Sequence[str], *, calibrator: str, calibration_examples: int) -> Quantization:
+        """The record before training, with `also` as `--quantize-also` takes it: `attention`, `residual` or both."""
+        return cls(
+            calibrator=calibrator,
+            calibration_examples=calibration_examples,
+            trained=False,
+            attention="attention" in also,
+            residual="residual" in also,
+        )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -99,10 +99,10 @@ class Run:
 
     @functools.cached_property
     def targets(self) -> tuple[Teacher, Targets]:
-        config, arrays = modeldir.load_question_answering(self.directory("teacher"))
+        config, params = self.load("teacher")
         teacher = Teacher(
             config=config,
-            params={name: jnp.asarray(value) for name, value in arrays.items()},
+            params=params,
             layers=distill_settings(self.settings).teacher_layers(len(config.layers)),
         )
         train, _ = self.datasets
@@ -367,12 +367,10 @@ def _distill(run: Run) -> None:
 def _calibrate(run: Run) -> None:
     config, params = run.load("distilled")
     with run.timed("ptq"):
-        record = Quantization(
+        record = Quantization.calibrated(
+            run.settings.quantize_also,
             calibrator=run.settings.calibrator,
             calibration_examples=min(run.settings.calibration_examples, len(run.datasets[0].windows)),
-            trained=False,
-            attention="attention" in run.settings.quantize_also,
-            residual="residual" in run.settings.quantize_also,
         )
         config = dataclasses.replace(config, quantization=record)
         ranges = record_ranges(config, params, run.datasets[0], seed=run.settings.seed)

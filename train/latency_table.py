@@ -62,13 +62,7 @@ def main() -> None:
     threads = options.threads or max(1, cpu.cores() // streams)
     load = Load(batch=options.batch or max(1, BATCH_TOKENS // seq), seq=seq, streams=streams, threads=threads)
     also = options.quantize_also
-    quantization = Quantization(
-        calibrator="max",
-        calibration_examples=0,
-        trained=False,
-        attention="attention" in also,
-        residual="residual" in also,
-    )
+    quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
     probes = latency.probe_shapes(config, quantization, group=options.ffn_group, widths=options.widths)
     checks = latency.check_shapes(config, quantization, group=options.ffn_group)
     seconds, backend = time_shapes(

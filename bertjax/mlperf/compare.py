@@ -14,7 +14,7 @@ import tqdm
 from bertjax.config import BertConfig
 from bertjax.data.batching import BatchPlan, plan_inference
 from bertjax.data.features import WindowSettings
-from bertjax.mlperf import cpu
+from bertjax.mlperf import cpu, measure
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
@@ -40,10 +40,8 @@ class Passes:
         return time.perf_counter() - begin
 
     def warm_up(self) -> None:
-        """Meet every shape on every stream: OpenVINO prepares its kernels anew for each."""
-        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
-            for plan in self.plans:
-                list(pool.map(self._run, [plan] * self.backend.streams))
+        """Meet every shape on every stream."""
+        measure.meet(self.backend, self.library, self.plans)
 
     def _run(self, plan: BatchPlan) -> None:
         self.backend.infer(*self.library.gather(plan.rows, plan.length))

@@ -6,7 +6,7 @@ import concurrent.futures
 import dataclasses
 import statistics
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import tqdm
@@ -115,7 +115,13 @@ def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int)
     padded = [padded_length(int(length), LENGTH_MULTIPLE, library.longest) for length in library.lengths]
     index = {length: sample for sample, length in enumerate(padded)}
     shapes = [(n, length) for length in sorted(index) for n in range(1, rows + 1) if n == 1 or n * length <= tokens]
+    plans = [BatchPlan(rows=np.full(count, index[length]), length=length) for count, length in shapes]
+    meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
+
+
+def meet(backend: Backend, library: SampleLibrary, plans: Iterable[BatchPlan]) -> None:
+    """Run each batch once on every stream: OpenVINO prepares its kernels anew for each."""
     with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
-        for count, length in tqdm.tqdm(shapes, desc="warm-up", unit="shape", leave=False, disable=None):
-            batch = library.gather(np.full(count, index[length]), length)
+        for plan in plans:
+            batch = library.gather(plan.rows, plan.length)
             list(pool.map(lambda _, batch=batch: backend.infer(*batch), range(backend.streams)))
