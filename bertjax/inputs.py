@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
+from bertjax.config import BertConfig
 from bertjax.data import download
 from bertjax.data.dataset import Dataset, from_examples, load_dataset
 from bertjax.data.features import WindowSettings
@@ -73,3 +74,9 @@ def _hold_out(examples: list[Example], seed: int) -> tuple[list[Example], list[E
     if not parts[0]:
         raise UserError("--val-file: not given, and the training file has too few paragraphs to hold some out")
     return parts
+
+
+def check_positions(config: BertConfig, settings: RunSettings) -> None:
+    """Raise UserError if the model has too few positions for the settings' windows."""
+    if settings.max_seq > config.max_position_embeddings:
+        raise UserError(f"--max-seq {settings.max_seq}: the model has {config.max_position_embeddings} positions")

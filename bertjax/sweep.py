@@ -21,6 +21,8 @@ from bertjax import inputs, modeldir, pipeline, records, report, sweep_report
 from bertjax.config import BertConfig
 from bertjax.mlperf.compare import offline_speeds
 from bertjax.pruning.repair import Model
+from bertjax.pruning_stage import make_plan
+from bertjax.run import Run
 from bertjax.settings import RunSettings
 
 Item = TypeVar("Item")
@@ -49,9 +51,9 @@ def run_sweep(base: RunSettings, wanted: Sequence[RunSettings], command: str) ->
     students = [_student_settings(teacher, one) for one in wanted]
     for settings in students:  # a reduction that cannot be reached is told before any training
         _share_teacher(folder, settings)
-        run = pipeline.Run(settings, command)
+        run = Run(settings, command)
         config, params = run.load("teacher")
-        pipeline.make_plan(run, Model(config=config, params=params))
+        make_plan(run, Model(config=config, params=params))
     for number, settings in enumerate(bisecting(students), 1):
         if not _finished(Path(settings.output)):
             print(f"\n{student_name(settings)}: student {number} of {len(students)}")
@@ -76,7 +78,7 @@ def bisecting(items: list[Item]) -> list[Item]:
     return order
 
 
-def _student_settings(teacher: pipeline.Run, wanted: RunSettings) -> RunSettings:
+def _student_settings(teacher: Run, wanted: RunSettings) -> RunSettings:
     """A run that finds the sweep's files, teacher and caches."""
     folder, shared = teacher.folder, teacher.settings
     return dataclasses.replace(
@@ -123,7 +125,7 @@ def _finished_students(folder: Path) -> list[Path]:
     return [path.parent for path in sorted(folder.glob("*/settings.json")) if _finished(path.parent)]
 
 
-def _measure_speeds(teacher: pipeline.Run, models: dict[str, Path]) -> dict[str, Any]:
+def _measure_speeds(teacher: Run, models: dict[str, Path]) -> dict[str, Any]:
     """Offline throughput of the teacher and of all students on this machine's default backend."""
     windows = inputs.window_settings(teacher.settings)
     found = dataclasses.asdict(offline_speeds(list(models.values()), teacher.files.eval, windows))

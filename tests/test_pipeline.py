@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax import modeldir, pipeline, report
+import bertjax.run
+from bertjax import modeldir, pipeline, pruning_stage, report
 from bertjax.config import count_macs
 from bertjax.data import batching
 from bertjax.errors import UserError
 from bertjax.pruning import surgery
 from bertjax.records import read_metrics
+from bertjax.run import DIRECTORIES, Run, train_settings
 from bertjax.settings import RunSettings, Scratch
 from bertjax.training import distill as distillation
 from bertjax.training import pretrain as training
@@ -51,12 +53,12 @@ TINY = RunSettings(
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory) -> pipeline.Run:
+def finished(tmp_path_factory) -> Run:
     settings = dataclasses.replace(TINY, output=str(tmp_path_factory.mktemp("runs") / "tiny"))
     return pipeline.run_pipeline(settings, "python train/distill.py")
 
 
-def test_a_run_leaves_the_directories_and_the_record_that_others_read(finished: pipeline.Run):
+def test_a_run_leaves_the_directories_and_the_record_that_others_read(finished: Run):
     folder = finished.folder
     for name in ("teacher", "student", "student-int8"):
         modeldir.load_question_answering(folder / name)
@@ -70,7 +72,7 @@ def test_a_run_leaves_the_directories_and_the_record_that_others_read(finished: 
     assert len(answers) == 24
 
 
-def test_the_student_is_small_not_masked(finished: pipeline.Run):
+def test_the_student_is_small_not_masked(finished: Run):
     teacher, _ = modeldir.load_question_answering(finished.folder / "teacher")
     student, arrays = modeldir.load_question_answering(finished.folder / "student-int8")
     assert count_macs(teacher, 64) / count_macs(student, 64) == pytest.approx(3.0, rel=0.02)
@@ -79,14 +81,14 @@ def test_the_student_is_small_not_masked(finished: pipeline.Run):
     assert read_metrics(finished.folder)["stages"]["int8"]["parameters"] == total
 
 
-def test_the_report_is_one_page_with_every_stage(finished: pipeline.Run):
+def test_the_report_is_one_page_with_every_stage(finished: Run):
     page = report.write_report(finished.folder).read_text()
     assert page.count("<svg") == 2 and "INT8, trained" in page
     assert not re.search(r"""(src|href)=["']?(http|//)""", page)
     assert report.stage_table(finished.folder).count("\n") == 6
 
 
-def test_interrupted_in_every_stage_it_ends_with_the_same_weights(finished: pipeline.Run, tmp_path: Path, monkeypatch):
+def test_interrupted_in_every_stage_it_ends_with_the_same_weights(finished: Run, tmp_path: Path, monkeypatch):
     """Each stage is stopped at its second batch: pre-training, then whatever runs while these directories exist.
 
     Distillation reads two batches before its own: the stage before is evaluated, and the start is scored.
@@ -125,17 +127,17 @@ def test_interrupted_in_every_stage_it_ends_with_the_same_weights(finished: pipe
 
 def _state(folder: Path) -> tuple[str, ...]:
     """Which stages' directories are there."""
-    return tuple(name for name, place in pipeline.DIRECTORIES.items() if (folder / place).exists())
+    return tuple(name for name, place in DIRECTORIES.items() if (folder / place).exists())
 
 
-def test_a_second_call_does_nothing_again(finished: pipeline.Run):
+def test_a_second_call_does_nothing_again(finished: Run):
     before = {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*.safetensors")}
     settings = dataclasses.replace(TINY, output=str(finished.folder))
     pipeline.run_pipeline(settings, "python train/distill.py")
     assert before == {path: path.stat().st_mtime_ns for path in finished.folder.rglob("*.safetensors")}
 
 
-def test_a_directory_with_other_settings_is_refused_and_left_alone(finished: pipeline.Run):
+def test_a_directory_with_other_settings_is_refused_and_left_alone(finished: Run):
     before = sorted(finished.folder.rglob("*"))
     settings = dataclasses.replace(TINY, output=str(finished.folder), seed=7)
     with pytest.raises(UserError, match="seed was 0 and is now 7"):
@@ -143,12 +145,12 @@ def test_a_directory_with_other_settings_is_refused_and_left_alone(finished: pip
     assert sorted(finished.folder.rglob("*")) == before
 
 
-def _files(finished: pipeline.Run) -> dict[str, str]:
+def _files(finished: Run) -> dict[str, str]:
     corpus = finished.folder / "corpus"
     return {f"{name}_file": str(corpus / f"{name}.json") for name in ("train", "val", "eval")}
 
 
-def test_a_finished_teacher_is_taken_as_it_is_and_stages_can_be_left_out(finished: pipeline.Run, tmp_path: Path):
+def test_a_finished_teacher_is_taken_as_it_is_and_stages_can_be_left_out(finished: Run, tmp_path: Path):
     settings = dataclasses.replace(
         TINY,
         output=str(tmp_path / "r"),
@@ -176,7 +178,7 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
         skip=("calibrate", "evaluate"),
         **_files(finished),
     )
-    whole = pipeline.train_settings(TINY, "distill", finished.datasets[0]).steps
+    whole = train_settings(TINY, "distill", finished.datasets[0]).steps
     steps, cuts = [], []
 
     def distill(**arguments):
@@ -189,8 +191,8 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
             raise KeyboardInterrupt
         return surgery.cut(*arguments)
 
-    monkeypatch.setattr(pipeline, "distill", distill)
-    monkeypatch.setattr(pipeline, "cut", cut)
+    monkeypatch.setattr(bertjax.run, "distill", distill)
+    monkeypatch.setattr(pruning_stage, "cut", cut)
     with pytest.raises(KeyboardInterrupt):
         pipeline.run_pipeline(settings, "python train/distill.py")
     first = modeldir.read_tensors(tmp_path / "r" / "work" / "round-1" / "distilled")
@@ -219,7 +221,7 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
         ({"max_seq": 600}, "positions"),
     ],
 )
-def test_wrong_input_is_told_in_one_line(finished: pipeline.Run, tmp_path: Path, change: dict, told: str):
+def test_wrong_input_is_told_in_one_line(finished: Run, tmp_path: Path, change: dict, told: str):
     given = {"scratch": None, "teacher": str(finished.folder / "teacher"), "skip": ("evaluate",)} | _files(finished)
     settings = dataclasses.replace(TINY, output=str(tmp_path / "r"), **(given | change))
     with pytest.raises(UserError, match=told) as caught:
@@ -228,7 +230,7 @@ def test_wrong_input_is_told_in_one_line(finished: pipeline.Run, tmp_path: Path,
     assert not (tmp_path / "r" / "student").exists() and not (tmp_path / "r" / "work" / "round-1" / "pruned").exists()
 
 
-def test_a_checkpoint_of_another_shape_is_told_by_tensor(finished: pipeline.Run, tmp_path: Path):
+def test_a_checkpoint_of_another_shape_is_told_by_tensor(finished: Run, tmp_path: Path):
     config, arrays = modeldir.load_question_answering(finished.folder / "teacher")
     wrong = dataclasses.replace(config, max_position_embeddings=99)
     modeldir.save(tmp_path / "t", wrong, arrays, tokenizer_from=finished.folder / "teacher")

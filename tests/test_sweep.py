@@ -13,6 +13,7 @@ from bertjax.config import BertConfig, count_macs
 from bertjax.data.corpus import write_corpus
 from bertjax.mlperf import compare
 from bertjax.records import read_metrics
+from bertjax.run import Run
 from bertjax.settings import RunSettings
 from tests.models import tiny_config, write_random_model
 
@@ -45,7 +46,7 @@ def test_an_interrupted_sweep_goes_on_and_shares_what_the_teacher_gave(base: Run
     monkeypatch.setattr(compare, "SECONDS", 0.0)
     calibrate, begun = pipeline._calibrate, []
 
-    def interrupted(run: pipeline.Run) -> None:
+    def interrupted(run: Run) -> None:
         begun.append(run.folder.name)
         if len(begun) == 2:
             raise KeyboardInterrupt

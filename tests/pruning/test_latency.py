@@ -9,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax import pipeline
 from bertjax.config import BertConfig
 from bertjax.errors import UserError
 from bertjax.pruning import latency
 from bertjax.pruning.importance import Importance, save_importance
 from bertjax.pruning.repair import Model
+from bertjax.pruning_stage import make_plan
+from bertjax.run import Run
 from bertjax.settings import RunSettings
 from tests.models import QUANTIZATION
 
@@ -95,8 +96,8 @@ def test_a_run_keeps_what_the_table_allows(tmp_path: Path):
         latency_table=str(tmp_path / "t.json"), latency_reduction=2.0, ffn_group=8, cache=str(tmp_path)
     )
     teacher = Model(config=CONFIG, params={})  # its importance is known: nothing looks at the parameters
-    student = pipeline.make_plan(pipeline.Run(settings, ""), teacher).config(CONFIG)
+    student = make_plan(Run(settings, ""), teacher).config(CONFIG)
     assert _seconds(CONFIG) / _seconds(student) == pytest.approx(2.0, rel=0.02)
     other = dataclasses.replace(settings, quantize_also=("residual",))
     with pytest.raises(UserError, match="timed with nothing in --quantize-also"):
-        pipeline.make_plan(pipeline.Run(other, ""), teacher)
+        make_plan(Run(other, ""), teacher)

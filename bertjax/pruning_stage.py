@@ -1,0 +1,117 @@
+"""The pruning stage of a run: at once, or in rounds with distillation between them."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import jax.numpy as jnp
+import numpy as np
+
+from bertjax import inputs, records
+from bertjax.pruning import importance as fisher
+from bertjax.pruning.latency import predict, run_costs
+from bertjax.pruning.picture import draw_kept, kept_table
+from bertjax.pruning.repair import Model, repair
+from bertjax.pruning.search import TOLERANCE, Plan, search
+from bertjax.pruning.surgery import cut
+from bertjax.run import Run, distill_stage
+
+
+def prune(run: Run) -> None:
+    config, params = run.load("teacher")
+    inputs.check_positions(config, run.settings)
+    if "prune" in run.settings.skip:
+        with run.timed("pruned"):
+            run.save("pruned", config, params)
+        return
+    teacher = student = Model(config=config, params=params)
+    if run.settings.pruning_rounds > 1:
+        with run.timed("pruned"):  # a goal out of reach is told before anything is trained on the way to it
+            make_plan(run, teacher)
+    for index in range(1, run.settings.pruning_rounds):
+        student = _pruning_round(run, index, teacher, student)
+    with run.timed("pruned"):
+        student = _cut(run, teacher, student, run.settings.reduction, f"round-{run.settings.pruning_rounds}")
+        print(kept_table(config, student.config))
+        if run.settings.latency_table:
+            predicted = predict(run.settings, config, student.config)
+            records.update_metrics(run.folder, {"predicted_latency": dataclasses.asdict(predicted)})
+            print(predicted)
+        draw_kept(run.folder / "pruning.svg", config, student.config)
+        run.save("pruned", student.config, student.params)
+
+
+def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Model:
+    """One of the rounds before the last: a cut by an equal factor, and an equal part of half of the distillation."""
+    pruned, distilled = f"round-{index}/pruned", f"round-{index}/distilled"
+    if not run.done(pruned):
+        with run.timed("pruned"):
+            goal = run.settings.reduction ** (index / run.settings.pruning_rounds)
+            cut_student = _cut(run, teacher, student, goal, f"round-{index}")
+            run.save(pruned, cut_student.config, cut_student.params)
+    if not run.done(distilled):
+        config, params = run.load(pruned)
+        with run.timed("distilled"):
+            if "distill" not in run.settings.skip:
+                folder, share = run.folder / "work" / f"round-{index}", 0.5 / (run.settings.pruning_rounds - 1)
+                params = distill_stage(run, "distill", config, params, folder, share)
+            run.save(distilled, config, params)
+    config, params = run.load(distilled)
+    return Model(config=config, params=params)
+
+
+def make_plan(run: Run, teacher: Model) -> Plan:
+    """What the run's student keeps of the teacher if it is cut at once.
+
+    Raises:
+      UserError: the reduction that is asked for cannot be reached, or the latency table is of another model.
+    """
+    return _plan(run, teacher, teacher, run.settings.reduction, "", TOLERANCE)
+
+
+def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str, tolerance: float) -> Plan:
+    """What to keep of `student`, at 1/`reduction` of the teacher's cost, by what matters in it now.
+
+    Args:
+      place: the folder in `work/` that keeps the importance, unless it is the teacher's own.
+      tolerance: as in `search`.
+    """
+    settings = run.settings
+    path = (run.cache if student is teacher else run.folder / "work" / place) / "importance.npz"
+    if not path.exists():
+        examples = settings.importance_examples
+        found = fisher.measure_importance(
+            student.config, student.params, run.datasets[0], examples=examples, seed=settings.seed
+        )
+        fisher.save_importance(path, found)
+    costs = run_costs(settings, teacher.config)
+    return search(
+        student.config,
+        fisher.load_importance(path),
+        costs,
+        reduction=max(1.0, reduction * costs.total(student.config) / costs.total(teacher.config)),
+        ffn_group=settings.ffn_group,
+        tolerance=tolerance,
+    )
+
+
+def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str) -> Model:
+    """`student` cut as `_plan` says, and repaired to give what it gave before.
+
+    Not what the teacher gives: a trained student's blocks have moved away from the teacher's, and refitting them to
+    those undoes it (a 2x student of real SQuAD cut to 2.5x: F1 70.1 before, 69.4 so, 65.3 with the teacher).
+    """
+    # What a round leaves may be too coarse to meet the next goal as nearly as the teacher can; it is passed then.
+    tolerance = TOLERANCE if run.settings.pruning_rounds == 1 else math.inf
+    plan = _plan(run, teacher, student, reduction, place, tolerance)
+    arrays = {name: np.asarray(value) for name, value in student.params.items()}
+    config, arrays = cut(student.config, arrays, plan)
+    # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
+    config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
+    smaller = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    if not run.settings.repair_examples:
+        return smaller
+    examples = run.settings.repair_examples
+    params = repair(student, smaller, run.datasets[0], examples=examples, seed=run.settings.seed)
+    return dataclasses.replace(smaller, params=params)
