@@ -52,6 +52,7 @@ def make(arguments: list[str]) -> None:
         return
 
     from bertjax.mlperf import harness, records
+    from bertjax.mlperf.report import format_result
     from bertjax.mlperf.submission import facts, rules, runs, system, tree
     from bertjax.runs import newest_student
 
@@ -75,7 +76,7 @@ def make(arguments: list[str]) -> None:
             model=model,
             data=data,
             scenario=scenarios[0],
-            mode=harness.MODES[0],
+            mode=runs.PERFORMANCE,
             log_root=options.output / "work",
             windows=windows,
             backend=options.backend,
@@ -83,7 +84,12 @@ def make(arguments: list[str]) -> None:
             target_qps=options.target_qps,
             user_conf=options.user_conf,
         )
-        made = runs.make_runs(settings, scenarios)
+
+        def tell(result: harness.Result) -> None:
+            print(format_result(result), flush=True)
+            records.record_result(model, result)
+
+        made = runs.make_runs(settings, scenarios, tell)
     submission = tree.Submission(
         model=model, submitter=options.submitter, system=description, benchmarks=tuple(benchmarks), runs=made
     )

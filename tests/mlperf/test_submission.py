@@ -67,7 +67,8 @@ def settings(model, run_dir, tmp_path_factory):
 @pytest.fixture(scope="module")
 def made(settings):
     """Six runs. Whether runs of half a second are VALID is chance, so the logs are made to say that they are."""
-    for each in runs.make_runs(settings, SCENARIOS):
+    told = []
+    for each in runs.make_runs(settings, SCENARIOS, told.append):
         detail, summary, mark = (
             each.performance / name for name in ("mlperf_log_detail.txt", "mlperf_log_summary.txt", "run.json")
         )
@@ -75,7 +76,10 @@ def made(settings):
         detail.write_text(re.sub('("early_stopping_met", "value": )false', r"\1true", text))
         summary.write_text(summary.read_text().replace(": INVALID", ": VALID"))
         mark.write_text(mark.read_text().replace('"valid": false', '"valid": true'))
-    return runs.make_runs(settings, SCENARIOS)
+    assert [(one.scenario, one.mode) for one in told] == [
+        (scenario, mode) for scenario in SCENARIOS for mode in runs.MODES
+    ]
+    return runs.make_runs(settings, SCENARIOS, told.append)
 
 
 @pytest.fixture(scope="module")
@@ -183,17 +187,28 @@ def test_finished_runs_are_kept_and_others_repeated(settings, made, monkeypatch)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(harness, "run", run)
-    assert runs.make_runs(settings, SCENARIOS) == made
+    assert runs.make_runs(settings, SCENARIOS, print) == made
     assert not asked
     with pytest.raises(KeyboardInterrupt):  # another rate is another Server run, and no other Offline run
         copied = shutil.copytree(settings.log_root, settings.log_root.with_name("copied"))
-        runs.make_runs(dataclasses.replace(settings, target_qps=100.0, log_root=copied), SCENARIOS)
+        runs.make_runs(dataclasses.replace(settings, target_qps=100.0, log_root=copied), SCENARIOS, print)
     assert asked == [("Server", "PerformanceOnly")]
     mark = copied / "Offline" / "PerformanceOnly" / "run.json"
     mark.write_text(mark.read_text().replace('"valid": true', '"valid": false'))
     with pytest.raises(KeyboardInterrupt):
-        runs.make_runs(dataclasses.replace(settings, log_root=copied), SCENARIOS)
+        runs.make_runs(dataclasses.replace(settings, log_root=copied), SCENARIOS, print)
     assert asked[1:] == [("Offline", "PerformanceOnly")] and not mark.exists()
+
+
+def test_the_user_conf_asks_for_the_same_run(good, made, settings, tmp_path):
+    """LoadGen's expected latency and the planned length of the run, through the file alone."""
+    path = results(good) / "SingleStream" / "user.conf"
+    again = dataclasses.replace(
+        settings, scenario="SingleStream", user_conf=path, duration_seconds=None, target_qps=None, log_root=tmp_path
+    )
+    first, second = (read_detail_log(folder)[0] for folder in (made[2].performance, harness.run(again).log_dir))
+    for key in ("effective_min_duration_ms", "effective_min_query_count", "effective_target_qps"):
+        assert second[key] == pytest.approx(first[key], rel=1e-4)
 
 
 def test_logs_are_collected_and_scored(settings, made, tmp_path):

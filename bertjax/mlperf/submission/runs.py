@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,16 +13,15 @@ from bertjax.data.features import WindowSettings
 from bertjax.data.metrics import Score
 from bertjax.errors import UserError
 from bertjax.mlperf import harness
-from bertjax.mlperf.harness import MODES, ServeSettings
+from bertjax.mlperf.harness import Result, ServeSettings
 from bertjax.mlperf.records import run_folder
 from bertjax.mlperf.results import read_accuracy
 from bertjax.mlperf.samples import read_dataset
 from bertjax.mlperf.submission.logs import sha256
 from bertjax.modeldir import write_file_aside
 
-PERFORMANCE, ACCURACY = MODES
+PERFORMANCE, ACCURACY = MODES = ("PerformanceOnly", "AccuracyOnly")
 _MARK = "run.json"  # in a log folder: the run has ended, how it was asked for, and what it gave
-_NOT_ASKED = ("model", "data", "log_root", "user_conf")  # paths; the files' contents are what a run depends on
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -36,18 +35,17 @@ class ScenarioRuns:
     facts: dict[str, Any]  # `description`, `layout` and the rest of `Result.record`; empty for unknown logs
 
 
-def make_runs(settings: ServeSettings, scenarios: Sequence[str]) -> list[ScenarioRuns]:
+def make_runs(
+    settings: ServeSettings, scenarios: Sequence[str], on_result: Callable[[Result], None]
+) -> list[ScenarioRuns]:
     """Run what has not been run under `settings.log_root`, performance and accuracy of each scenario.
 
-    A run is not repeated if it was VALID and nothing that it depends on has changed: the model, the data and the
-    user.conf by their contents, and the settings. `target_qps` is for Server alone.
+    A run is not repeated if it was VALID and nothing that it depends on has changed: the model and all files by their
+    contents, and the settings. `target_qps` is for Server alone. `on_result` is called after each run that is made.
 
     Raises:
       UserError, WorkFailed: as `harness.run`; runs that have ended before are kept.
     """
-    files = {"weights": settings.model / "model.safetensors", "config": settings.model / "config.json"}
-    files |= {"data": settings.data} | ({"user_conf": settings.user_conf} if settings.user_conf else {})
-    digests = {name: _digest(path) for name, path in files.items()}
     wanted = {
         (scenario, mode): dataclasses.replace(
             settings, scenario=scenario, mode=mode, target_qps=settings.target_qps if scenario == "Server" else None
@@ -57,7 +55,8 @@ def make_runs(settings: ServeSettings, scenarios: Sequence[str]) -> list[Scenari
     }
     for each in wanted.values():  # a misspelt last scenario is told before the first one runs
         harness.check(each)
-    done = {key: _run_once(each, digests) for key, each in wanted.items()}
+    digests = _digests(settings)
+    done = {key: _run_once(each, digests, on_result) for key, each in wanted.items()}
     return [
         ScenarioRuns(
             scenario=scenario,
@@ -100,14 +99,15 @@ def collect_runs(
     ]
 
 
-def _run_once(settings: ServeSettings, digests: dict[str, str]) -> dict[str, Any]:
-    asked = {key: value for key, value in dataclasses.asdict(settings).items() if key not in _NOT_ASKED} | digests
+def _run_once(settings: ServeSettings, digests: dict[str, str], on_result: Callable[[Result], None]) -> dict[str, Any]:
+    asked = {key: value for key, value in dataclasses.asdict(settings).items() if not isinstance(value, Path)} | digests
     mark = settings.log_dir / _MARK
     before = _read_mark(mark)
     if before.get("asked") == asked and before.get("valid"):
         return before["result"]
     mark.unlink(missing_ok=True)  # LoadGen is about to overwrite the logs
     result = harness.run(settings)
+    on_result(result)
     valid = result.performance is None or result.performance.valid
     content = {"asked": asked, "valid": valid, "result": result.record()}
     write_file_aside(mark, json.dumps(content, indent=2) + "\n")
@@ -133,11 +133,11 @@ def _read_mark(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _digest(path: Path) -> str:
-    try:
-        return sha256(Path(path).read_bytes())
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from None
+def _digests(settings: ServeSettings) -> dict[str, str]:
+    """SHA-256 of the model's weights and config and of every file that the settings name."""
+    files = {name: path for name, path in dataclasses.asdict(settings).items() if isinstance(path, Path)}
+    files |= {name: settings.model / name for name in ("model.safetensors", "config.json")}
+    return {name: sha256(path.read_bytes()) for name, path in files.items() if path.is_file()}
 
 
 def _score(record: dict[str, Any]) -> Score:
