@@ -120,7 +120,7 @@ def _performance_faults(folder: Path, bounds: Bounds) -> Iterator[str]:
     try:
         logged, errors = read_detail_log(log_dir)
     except WorkFailed as error:
-        yield str(error)
+        yield str(error).partition(": ")[2]  # without the path, which every fault begins with
         return
     yield from _run_faults(logged, errors, scenario, "PerformanceOnly")
     if logged.get("result_validity") != "VALID":
@@ -160,7 +160,7 @@ def _accuracy_run_faults(folder: Path, bounds: Bounds) -> Iterator[str]:
     try:
         logged, errors = read_detail_log(folder / "accuracy")
     except WorkFailed as error:
-        yield str(error)
+        yield str(error).partition(": ")[2]  # without the path, which every fault begins with
         return
     yield from _run_faults(logged, errors, folder.name, "AccuracyOnly")
     answered = logged.get("effective_accuracy_sample_count", logged.get("qsl_reported_total_count", 0))

@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import tqdm
+
 from bertjax import records
 from bertjax.data.features import WindowSettings
 from bertjax.data.metrics import Score
@@ -95,7 +97,7 @@ def collect_runs(
             score=read_accuracy(found[scenario, ACCURACY], dataset),
             facts=_recorded(model, scenario, found[scenario, PERFORMANCE]),
         )
-        for scenario in scenarios
+        for scenario in tqdm.tqdm(scenarios, desc="scoring", unit="log", leave=False, disable=None)
     ]
 
 
