@@ -14,9 +14,13 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertjax import programs
 from bertjax.errors import UserError, WorkFailed
+
+if TYPE_CHECKING:
+    from bertjax.mlperf.submission.runs import ScenarioRuns
 
 REFERENCE_HELP = "F1 that the gates are shares of (default 90.874, the MLPerf reference's)"
 
@@ -24,12 +28,15 @@ REFERENCE_HELP = "F1 that the gates are shares of (default 90.874, the MLPerf re
 def main() -> None:
     if sys.argv[1:2] == ["check"]:
         check(sys.argv[2:])
+        return
+    options = parse(sys.argv[1:])
+    if options.example_system:
+        print_example_system()
     else:
-        make(sys.argv[1:])
+        make(options)
 
 
-def make(arguments: list[str]) -> None:
-    """Run or collect, write the tree, and check it."""
+def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--model", type=Path, help="model directory of a run (default: the newest run's INT8 student)")
@@ -46,14 +53,12 @@ def make(arguments: list[str]) -> None:
     add("--collect", type=Path, metavar="LOGS", help="take the runs that are in LOGS/SCENARIO/MODE and make none")
     add("--reference-f1", type=float, help=REFERENCE_HELP)
     add("--example-system", action="store_true", help="print a description of this machine to start from, and end")
-    options = parser.parse_args(arguments)
-    if options.example_system:
-        print_example_system()
-        return
+    return parser.parse_args(arguments)
 
-    from bertjax.mlperf import harness, records
-    from bertjax.mlperf.report import format_result
-    from bertjax.mlperf.submission import facts, rules, runs, system, tree
+
+def make(options: argparse.Namespace) -> None:
+    """Run or collect, write the tree, and check it."""
+    from bertjax.mlperf.submission import facts, rules, system, tree
     from bertjax.runs import newest_student
 
     for name in ("system", "submitter", "output"):
@@ -61,40 +66,52 @@ def make(arguments: list[str]) -> None:
             raise UserError(f"--{name}: give one; see --help")
     if Path(options.submitter).name != options.submitter or options.submitter.startswith("."):
         raise UserError(f"--submitter {options.submitter}: it becomes the name of a folder; leave out slashes")
-    benchmarks, scenarios = options.benchmarks.split(","), options.scenarios.split(",")
+    benchmarks = tuple(options.benchmarks.split(","))
     for name in benchmarks:
         if name not in rules.BENCHMARKS:
             raise UserError(f"--benchmarks {name}: unknown; there are {', '.join(rules.BENCHMARKS)}")
     model = options.model or newest_student()
     description = system.read_system(options.system, options.submitter)
-    data, windows = options.data or records.default_data(model), records.window_settings(model)
     facts.measurements(model, None)  # what it cannot find is told before an hour of runs
-    if options.collect:
-        made = runs.collect_runs(options.collect, scenarios, model=model, data=data, windows=windows)
-    else:
-        settings = harness.ServeSettings(
-            model=model,
-            data=data,
-            scenario=scenarios[0],
-            mode=runs.PERFORMANCE,
-            log_root=options.output / "work",
-            windows=windows,
-            backend=options.backend,
-            duration_seconds=options.duration,
-            target_qps=options.target_qps,
-            user_conf=options.user_conf,
-        )
-
-        def tell(result: harness.Result) -> None:
-            print(format_result(result), flush=True)
-            records.record_result(model, result)
-
-        made = runs.make_runs(settings, scenarios, tell)
     submission = tree.Submission(
-        model=model, submitter=options.submitter, system=description, benchmarks=tuple(benchmarks), runs=made
+        model=model,
+        submitter=options.submitter,
+        system=description,
+        benchmarks=benchmarks,
+        runs=make_or_collect(options, model),
     )
     print(f"Written: {tree.write_tree(options.output, submission)}")
     report(options.output, options.reference_f1)
+
+
+def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRuns]:
+    """The runs, made or kept in the output's work area, or those that --collect names."""
+    from bertjax.mlperf import harness, records
+    from bertjax.mlperf.report import format_result
+    from bertjax.mlperf.submission import runs
+
+    scenarios = options.scenarios.split(",")
+    data, windows = options.data or records.default_data(model), records.window_settings(model)
+    if options.collect:
+        return runs.collect_runs(options.collect, scenarios, model=model, data=data, windows=windows)
+
+    def tell(result: harness.Result) -> None:
+        print(format_result(result), flush=True)
+        records.record_result(model, result)
+
+    settings = harness.ServeSettings(
+        model=model,
+        data=data,
+        scenario=scenarios[0],
+        mode=runs.PERFORMANCE,
+        log_root=options.output / "work",
+        windows=windows,
+        backend=options.backend,
+        duration_seconds=options.duration,
+        target_qps=options.target_qps,
+        user_conf=options.user_conf,
+    )
+    return runs.make_runs(settings, scenarios, tell)
 
 
 def check(arguments: list[str]) -> None:
