@@ -138,7 +138,8 @@ def test_what_the_tree_says_is_what_was_run(good, made, settings):
         asked = read_user_conf(folder / "user.conf", each.scenario)
         assert asked["min_duration"] == 500
         assert each.scenario != "Server" or (asked["target_qps"], asked["target_latency"]) == (200.0, 130.0)
-        assert "ONNX Runtime" in (folder / "README.md").read_text()
+        readme = (folder / "README.md").read_text()
+        assert "ONNX Runtime" in readme and "--backend onnxruntime --streams 1 --threads 1" in readme
 
 
 def test_the_measurements_come_from_the_models_files(good, model):

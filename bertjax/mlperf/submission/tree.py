@@ -73,20 +73,18 @@ def _scenario_files(submission: Submission, runs: ScenarioRuns) -> dict[str, str
 
 def _scenario_readme(model: Path, runs: ScenarioRuns) -> str:
     lines = [f"# {model.resolve().name}, {runs.scenario}", ""]
-    layout = runs.facts.get("layout")
+    flags = ""
     if runs.facts:
         lines.append(f"* Backend: {runs.facts['description']}")
+        flags = f" --backend {runs.facts['backend']}"
+    layout = runs.facts.get("layout")
     if layout:
-        lines.append(
-            f"* Layout: {layout['streams']} streams of {layout['threads']} threads, batches of about"
-            f" {layout['batch_tokens']} padded tokens"
-        )
+        flags += f" --streams {layout['streams']} --threads {layout['threads']} --batch-tokens {layout['batch_tokens']}"
     lines.append(f"* Accuracy: exact match {runs.score.exact_match:.3f}, F1 {runs.score.f1:.3f}")
-    backend = f" --backend {runs.facts['backend']}" if runs.facts else ""
     lines += ["", "The runs can be made again with the code in `src/` and this folder's `user.conf`:", ""]
     for mode in ("PerformanceOnly", "AccuracyOnly"):
         lines.append(
-            f"    python serve/loadgen.py --model DIR{backend} --scenario {runs.scenario} --mode {mode}"
+            f"    python serve/loadgen.py --model DIR --scenario {runs.scenario} --mode {mode}{flags}"
             " --user-conf user.conf"
         )
     return "\n".join([*lines, ""])
