@@ -1,0 +1,146 @@
+"""Writing the tree of an open-division submission."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import bertjax
+from bertjax.config import BertConfig
+from bertjax.mlperf.results import read_detail_log
+from bertjax.mlperf.submission import facts, logs
+from bertjax.mlperf.submission.rules import DIVISION, PERFORMANCE_FILES
+from bertjax.mlperf.submission.runs import ScenarioRuns
+from bertjax.mlperf.submission.system import system_id
+from bertjax.modeldir import write_aside
+from bertjax.tables import text_table
+
+_SOURCES = ("train", "export", "serve", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Submission:
+    """What a tree is written from."""
+
+    model: Path
+    submitter: str
+    system: dict[str, Any]  # as `system.read_system` gives it
+    benchmarks: tuple[str, ...]  # of rules.BENCHMARKS; all have the same runs
+    runs: Sequence[ScenarioRuns]
+
+
+def write_tree(output: Path, submission: Submission) -> Path:
+    """Write `<output>/open/<submitter>`, complete or not at all, in place of one that is there; returns it.
+
+    Raises:
+      UserError: the model is of no run directory, or the place cannot be written.
+      WorkFailed: a log is unreadable, or the disk is full.
+    """
+    target = Path(output) / DIVISION / submission.submitter
+    name = system_id(submission.system)
+    with write_aside(target) as aside:
+        _write(aside / "systems" / f"{name}.json", _to_json(submission.system))
+        _copy_sources(aside / "src")
+        _write_documentation(aside / "documentation", submission)
+        for runs in submission.runs:
+            files = _scenario_files(submission, runs)
+            for benchmark in submission.benchmarks:
+                folder = aside / "results" / name / benchmark / runs.scenario
+                for path, content in files.items():
+                    _write(folder / path, content)
+    return target
+
+
+def _scenario_files(submission: Submission, runs: ScenarioRuns) -> dict[str, str | bytes]:
+    logged, _ = read_detail_log(runs.performance)
+    full_log = (runs.accuracy / "mlperf_log_accuracy.json").read_bytes()
+    found: dict[str, str | bytes] = {
+        "measurements.json": _to_json(facts.measurements(submission.model, runs.facts.get("description"))),
+        "user.conf": logs.user_conf(runs.scenario, logged),
+        "README.md": _scenario_readme(submission.model, runs),
+        "accuracy/accuracy.txt": logs.format_accuracy(runs.score, logs.sha256(full_log)),
+        "accuracy/mlperf_log_accuracy.json": logs.truncate(full_log),
+    }
+    for name in PERFORMANCE_FILES:
+        found[f"performance/run_1/{name}"] = (runs.performance / name).read_bytes()
+        found[f"accuracy/{name}"] = (runs.accuracy / name).read_bytes()
+    return found
+
+
+def _scenario_readme(model: Path, runs: ScenarioRuns) -> str:
+    lines = [f"# {model.resolve().name}, {runs.scenario}", ""]
+    flags = ""
+    if runs.facts:
+        lines.append(f"* Backend: {runs.facts['description']}")
+        flags = f" --backend {runs.facts['backend']}"
+    layout = runs.facts.get("layout")
+    if layout:
+        flags += f" --streams {layout['streams']} --threads {layout['threads']} --batch-tokens {layout['batch_tokens']}"
+    lines.append(f"* Accuracy: exact match {runs.score.exact_match:.3f}, F1 {runs.score.f1:.3f}")
+    lines += ["", "The runs can be made again with the code in `src/` and this folder's `user.conf`:", ""]
+    for mode in ("PerformanceOnly", "AccuracyOnly"):
+        lines.append(
+            f"    python serve/loadgen.py --model DIR --scenario {runs.scenario} --mode {mode}{flags}"
+            " --user-conf user.conf"
+        )
+    return "\n".join([*lines, ""])
+
+
+def _write_documentation(folder: Path, submission: Submission) -> None:
+    model, served = submission.model, submission.runs[0].facts.get("description")
+    stages = facts.stages_table(model)
+    lines = ["# How the model was made", ""]
+    lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in facts.measurements(model, served).items()]
+    if stages:
+        rows = [
+            (
+                name,
+                f"{stage['f1']:.3f}",
+                f"{stage['exact_match']:.3f}",
+                f"{stage['parameters']:,}",
+                f"{stage['macs']:,}",
+            )
+            for name, stage in stages
+        ]
+        header = ("stage", "F1", "exact match", "parameters", "multiply-accumulates")
+        lines += ["", "Every stage of the run on the evaluation file:", ""]
+        lines += [f"    {line}" for line in text_table(header, rows).splitlines()]
+    _write(folder / "README.md", "\n".join([*lines, ""]))
+    quantization = BertConfig.from_json(Path(model) / "config.json").quantization
+    if quantization:
+        _write(
+            folder / "calibration.md",
+            "# Calibration\n\n"
+            "Symmetric INT8. Activations: one scale per tensor, amax / 127, zero point 0; weights: one scale per output"
+            f" channel.\nThe ranges of activations come from the calibrator `{quantization.calibrator}` over"
+            f" {quantization.calibration_examples} examples of the training data.\n"
+            + ("The weights were then trained further with the quantization simulated.\n" * quantization.trained),
+        )
+
+
+def _copy_sources(folder: Path) -> None:
+    """The library, and of a checkout its programs too."""
+    package = Path(bertjax.__file__).parent
+    ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
+    shutil.copytree(package, folder / package.name, ignore=ignore)
+    for name in _SOURCES:
+        source = package.parent / name
+        if not (package.parent / "pyproject.toml").exists() or not source.exists():
+            continue
+        if source.is_dir():
+            shutil.copytree(source, folder / name, ignore=ignore)
+        else:
+            shutil.copyfile(source, folder / name)
+
+
+def _write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def _to_json(record: dict[str, Any]) -> str:
+    return json.dumps(record, indent=2) + "\n"
