@@ -19,7 +19,7 @@ from bertjax.mlperf.system import System
 from bertjax.mlperf.userconf import read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
-WARM_ROWS = {"SingleStream": 1, "Server": 4}  # most rows of the shapes that are met before a run; others are rare there
+WARM_ROWS = {"SingleStream": 1, "Server": 8}  # most rows of the shapes that are met before a run; others are rare there
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 MARGIN = 1.25  # more is planned than was measured, so that a run does not end before its time
@@ -42,12 +42,14 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         backend, layout = _open(settings, open_with, library)
         tokens = layout.batch_tokens
         load = _plan_load(settings, backend, library, tokens)
+        test_settings = loadgen.make_settings(load, len(dataset.windows))
+        bound = test_settings.server_target_latency_ns / 1e9
+        queue = _make_queue(settings.scenario, backend, library, tokens, bound)
     except (UserError, WorkFailed):
         raise
     except Exception as error:
         raise WorkFailed(f"the backend failed on its first batches: {type(error).__name__}: {error}") from error
-    test_settings = loadgen.make_settings(load, len(dataset.windows))
-    system = System(backend, library, loadgen.complete, _make_queue(settings.scenario, backend, library, tokens))
+    system = System(backend, library, loadgen.complete, queue)
     seconds, accuracy_only = test_settings.min_duration_ms / 1000, settings.mode == "AccuracyOnly"
     with _progress_bar(settings, seconds, len(dataset.windows)) as bar:
 
@@ -97,11 +99,15 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
     )
 
 
-def _make_queue(scenario: str, backend: Backend, library: SampleLibrary, tokens: int) -> BatchQueue | None:
+def _make_queue(
+    scenario: str, backend: Backend, library: SampleLibrary, tokens: int, bound: float
+) -> BatchQueue | None:
+    """`bound`: seconds that Server's latency may take."""
     if scenario == "SingleStream":
         return None
     if scenario == "Server":
-        return DynamicQueue(library.lengths, tokens=tokens, workers=backend.streams)
+        cost = measure.batch_cost(backend, library, tokens=tokens)
+        return DynamicQueue(library.lengths, tokens=tokens, cost=cost, budget=bound)
     return PlannedQueue(library.lengths, tokens=tokens)
 
 
