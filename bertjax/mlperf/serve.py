@@ -4,24 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import tqdm
 
 from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.harness import SHORT_SECONDS, Result, ServeSettings
+from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
+from bertjax.mlperf.pictures import draw_run
 from bertjax.mlperf.queues import BatchQueue, DynamicQueue, PlannedQueue
-from bertjax.mlperf.results import read_accuracy, read_performance
+from bertjax.mlperf.results import read_accuracy, read_peak_rate, read_performance
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.summary import write_summary
 from bertjax.mlperf.system import System
-from bertjax.mlperf.userconf import read_user_conf
+from bertjax.mlperf.timeline import Timeline, resident_bytes
+from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
 WARM_ROWS = {"SingleStream": 1, "Server": 8}  # most rows of the shapes that are met before a run; others are rare there
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
+TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
 MARGIN = 1.25  # more is planned than was measured, so that a run does not end before its time
 
 # Batches that are tried, as shares of the backend's own number of tokens. Under a latency bound none larger: whoever
@@ -49,16 +54,25 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         raise
     except Exception as error:
         raise WorkFailed(f"the backend failed on its first batches: {type(error).__name__}: {error}") from error
-    system = System(backend, library, loadgen.complete, queue)
-    seconds, accuracy_only = test_settings.min_duration_ms / 1000, settings.mode == "AccuracyOnly"
+    timeline, memory = Timeline(), {}
+
+    def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
+        timeline.complete(ids)
+        loadgen.complete(ids, logits, lengths)
+
+    system = System(backend, library, complete, queue)
+    audit = read_audit_conf(settings.audit_conf, settings.scenario) if settings.audit_conf else {}
+    seconds = audit.get("min_duration", test_settings.min_duration_ms) / 1000
     with _progress_bar(settings, seconds, len(dataset.windows)) as bar:
 
         def tick() -> None:
-            done = system.completed if accuracy_only else bar.format_dict["elapsed"]
-            bar.update(min(done, bar.total) - bar.n)
+            memory.setdefault("start", resident_bytes())
+            done = system.completed if settings.mode == "AccuracyOnly" else bar.format_dict["elapsed"]
+            bar.update(min(done, bar.total or done) - bar.n)
 
-        loadgen.run(system, library, test_settings, settings.log_dir, tick)
-    return Result(
+        loadgen.run(system, library, timeline, test_settings, settings.log_dir, settings.audit_conf, tick)
+    memory["end"] = resident_bytes()
+    result = Result(
         scenario=settings.scenario,
         mode=settings.mode,
         model=settings.model.resolve().name,
@@ -69,16 +83,31 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         questions=len(dataset.examples),
         windows=len(dataset.windows),
         duration_seconds=seconds,
-        target_qps=test_settings.server_target_qps if settings.scenario == "Server" else None,
-        performance=None if accuracy_only else read_performance(settings.log_dir),
-        accuracy=read_accuracy(settings.log_dir, dataset) if accuracy_only else None,
+        target_qps=_issued_rate(settings, test_settings.server_target_qps, audit),
+        audit_conf=settings.audit_conf,
+        resident_bytes=memory if None not in memory.values() else None,
+        performance=None if settings.mode == "AccuracyOnly" else read_performance(settings.log_dir),
+        accuracy=read_accuracy(settings.log_dir, dataset) if settings.mode in SCORED else None,
     )
+    timing = timeline.timing() if settings.mode in TIMED else None
+    write_summary(result, timing)
+    if timing is not None:
+        draw_run(result, timing)
+    return result
+
+
+def _issued_rate(settings: ServeSettings, planned: float, audit: dict[str, float]) -> float | None:
+    if settings.scenario != "Server":
+        return None
+    if settings.mode == "FindPeakPerformance":
+        return read_peak_rate(settings.log_dir)
+    return audit.get("target_qps", planned)
 
 
 def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: SampleLibrary) -> tuple[Backend, Layout]:
     """Open the backend as the settings say; where they leave streams, threads or batches open, as it is fastest."""
     cores, single = cpu.cores(), settings.scenario == "SingleStream"
-    measured = settings.mode == "PerformanceOnly" and settings.scenario in BATCH_SHARES
+    measured = settings.mode != "AccuracyOnly" and settings.scenario in BATCH_SHARES
     if settings.streams is not None:
         shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
     elif settings.threads is not None:
@@ -119,8 +148,8 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
         duration = SHORT_SECONDS
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
-    latency_wanted = settings.mode == "PerformanceOnly" and "target_latency" not in given
-    if settings.mode == "PerformanceOnly" and settings.scenario in WARM_ROWS:
+    latency_wanted = settings.mode != "AccuracyOnly" and "target_latency" not in given
+    if settings.mode != "AccuracyOnly" and settings.scenario in WARM_ROWS:
         measure.warm_up(backend, library, rows=WARM_ROWS[settings.scenario], tokens=tokens)
     if settings.scenario == "SingleStream" and latency_wanted:
         latency = round(measure.latency_ns(backend, library, seconds=seconds) / MARGIN)
@@ -129,7 +158,7 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
         latency = round(given.get("samples_per_query", 8) / rate * 1e9 / MARGIN)
     elif settings.scenario == "Server" and qps_wanted:
         qps = SERVER_SHARE * measure.throughput(backend, library, tokens=tokens, seconds=seconds)
-    elif settings.scenario == "Offline" and settings.mode == "PerformanceOnly" and qps_wanted:
+    elif settings.scenario == "Offline" and settings.mode != "AccuracyOnly" and qps_wanted:
         qps = MARGIN * measure.throughput(backend, library, tokens=tokens, seconds=seconds)
     else:  # nothing to find out, but the first batches are slow on every engine
         measure.throughput(backend, library, tokens=tokens, seconds=0.0)
@@ -147,5 +176,7 @@ def _progress_bar(settings: ServeSettings, seconds: float, count: int) -> tqdm.t
     what = f"{settings.scenario} {settings.mode}"
     if settings.mode == "AccuracyOnly":
         return tqdm.tqdm(desc=what, total=count, unit="window", leave=False, disable=None)
+    if settings.mode == "FindPeakPerformance":  # nobody knows how many runs it will take
+        return tqdm.tqdm(desc=what, bar_format="{desc}: {n:.0f} s", leave=False, disable=None)
     form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s"
     return tqdm.tqdm(desc=what, total=seconds, bar_format=form, leave=False, disable=None)

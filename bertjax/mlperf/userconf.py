@@ -1,4 +1,4 @@
-"""Checking a LoadGen user.conf before LoadGen reads it: LoadGen passes over a misspelt line in silence."""
+"""Checking a LoadGen user.conf or audit.conf before LoadGen reads it: it passes over a misspelt line in silence."""
 
 from __future__ import annotations
 
@@ -22,7 +22,27 @@ SCENARIOS = ("Offline", "SingleStream", "Server", "MultiStream")
 _LINE = re.compile(r"^(?P<model>[\w*.-]+)\.(?P<scenario>[\w*]+)\.(?P<key>\w+)\s+=\s+(?P<value>\S+)$")
 
 
-def read_user_conf(path: Path, scenario: str) -> dict[str, float]:
+AUDIT_CONF = Path("audit.config")  # LoadGen takes it from the working folder if it lies there
+
+
+def read_audit_conf(path: Path, scenario: str) -> dict[str, float]:
+    """As `read_user_conf`, of a file whose settings are stronger than all others, by which an auditor changes a run.
+
+    Raises:
+      UserError: as `read_user_conf`, or a line names a model: LoadGen passes over these.
+    """
+    found = read_user_conf(path, scenario, flag="--audit-conf")
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        match = _LINE.match(line.split("#", 1)[0].strip())
+        if match and match["model"] != "*":
+            raise UserError(
+                f"{path}:{number}: model {match['model']!r}: of an audit.conf LoadGen reads only lines of all models,"
+                " '*.*.mode = 2'"
+            )
+    return found
+
+
+def read_user_conf(path: Path, scenario: str, *, flag: str = "--user-conf") -> dict[str, float]:
     """The settings of a user.conf that hold for this benchmark in a scenario, by key, in the file's own units.
 
     Raises:
@@ -31,7 +51,7 @@ def read_user_conf(path: Path, scenario: str) -> dict[str, float]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as text ({error}); --user-conf wants a LoadGen user.conf") from None
+        raise UserError(f"{path}: not readable as text ({error}); {flag} wants a file in LoadGen's form") from None
     found: dict[tuple[int, str], float] = {}
     for number, line in enumerate(lines, start=1):
         text = line.split("#", 1)[0].strip()
