@@ -31,9 +31,7 @@ class Probe:
     confirming: bool  # a run of full length
 
 
-def find_peak(
-    probe: Callable[[float, bool], Probe], *, highest: float, bound: float, step: float = STEP
-) -> list[Probe]:
+def find_peak(probe: Callable[[float, bool], Probe], *, highest: float, bound: float, step: float) -> list[Probe]:
     """Probe rates until one is confirmed; the last probe is the confirmed one.
 
     Short runs bisect between 0 and `highest`, beginning near the top, where a good server's rate lies. They are judged
@@ -114,5 +112,5 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
 
     conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
     bound = conf.get("target_latency", BOUND_MILLISECONDS) / 1e3
-    probes = find_peak(probe, highest=highest, bound=bound)
+    probes = find_peak(probe, highest=highest, bound=bound, step=STEP)
     return Peak(offline=offline, confirmed=results[-1], probes=tuple(probes), bound_seconds=bound)

@@ -33,7 +33,8 @@ def draw_run(result: Result, timing: Timing) -> Path:
       UserError, WorkFailed: the file cannot be written.
     """
     found = result.performance
-    draw = [lambda axis: _rate(axis, timing)]
+    note = " (long windows first)" if result.scenario == "Offline" else ""
+    draw = [lambda axis: _rate(axis, timing, note)]
     if result.scenario != "Offline":
         draw.insert(0, lambda axis: _spread(axis, timing, found, result.scenario))
     if result.scenario == "Server":
@@ -42,7 +43,7 @@ def draw_run(result: Result, timing: Timing) -> Path:
     for axis, one in zip(axes, draw, strict=True):
         one(axis)
     verdict = "VALID" if found.valid else "INVALID"
-    figure.suptitle(f"{result.model}, {result.scenario}, {verdict}; {result.description}", fontsize=9)
+    figure.suptitle(f"{result.model}, {result.scenario}, {verdict}\n{result.description}", fontsize=9)
     return _save(figure, result.log_dir / LATENCY)
 
 
@@ -118,8 +119,9 @@ def _spread(axis: Axes, timing: Timing, found: Performance, scenario: str) -> No
     axis.set_title("queries answered within, percent", fontsize=10)
 
 
-def _rate(axis: Axes, timing: Timing) -> None:
+def _rate(axis: Axes, timing: Timing, note: str) -> None:
     times, rates = timing.samples_per_second(min(_STEPS, max(2, len(timing.answered) // 50)))
+    axis.fill_between(times, rates, step="mid", color=_BLUE, alpha=0.15, linewidth=0)
     axis.step(times, rates, where="mid", color=_BLUE, linewidth=1)
     mean = len(timing.answered) / timing.answered[-1]
     axis.axhline(mean, color=_GREY, linewidth=1, linestyle="--")
@@ -134,8 +136,9 @@ def _rate(axis: Axes, timing: Timing) -> None:
         ha="right",
     )
     axis.set_ylim(bottom=0)
+    axis.set_xlim(left=0)
     axis.set_xlabel("seconds into the run")
-    axis.set_title("samples answered per second", fontsize=10)
+    axis.set_title(f"samples answered per second{note}", fontsize=10)
 
 
 def _inside(axis: Axes, timing: Timing) -> None:
@@ -152,7 +155,7 @@ def _panels(count: int) -> tuple[Any, Sequence[Axes]]:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(0.8 + 4.0 * max(count, 1.4), 3.6), squeeze=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(0.8 + 4.0 * max(count, 1.6), 3.8), squeeze=False)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[0]

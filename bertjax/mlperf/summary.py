@@ -23,6 +23,7 @@ def write_summary(result: Result, timing: Timing | None) -> Path:
     """
     found: dict[str, Any] = dataclasses.asdict(result) | {
         "log_dir": str(result.log_dir),
+        "audit_conf": str(result.audit_conf) if result.audit_conf else None,
         "official_length": result.official_length,
     }
     if timing is not None:

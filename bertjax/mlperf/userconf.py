@@ -17,6 +17,8 @@ _NAMES = """
     samples_per_query target_qps coalesce_queries max_async_queries num_issue_query_threads
 """
 KEYS = frozenset(_NAMES.split())
+# Of these LoadGen 6.0.17 keeps mlperf.conf's value, whatever a file says; its detail log shows it under `effective_`.
+FIXED = frozenset({"qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed", "accuracy_log_probability"})
 BENCHMARK = "bert"  # LoadGen's name for it in mlperf.conf
 SCENARIOS = ("Offline", "SingleStream", "Server", "MultiStream")
 _LINE = re.compile(r"^(?P<model>[\w*.-]+)\.(?P<scenario>[\w*]+)\.(?P<key>\w+)\s+=\s+(?P<value>\S+)$")
@@ -46,7 +48,7 @@ def read_user_conf(path: Path, scenario: str, *, flag: str = "--user-conf") -> d
     """The settings of a user.conf that hold for this benchmark in a scenario, by key, in the file's own units.
 
     Raises:
-      UserError: the file is missing, or a line is not `model.scenario.key = number` with a key that LoadGen knows.
+      UserError: the file is missing, or a line is not `model.scenario.key = number` with a key that LoadGen obeys.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
@@ -67,6 +69,8 @@ def read_user_conf(path: Path, scenario: str, *, flag: str = "--user-conf") -> d
             raise UserError(
                 f"{path}:{number}: {match['key']!r} is no setting of LoadGen; see mlperf.conf for the names"
             )
+        if match["key"] in FIXED:
+            raise UserError(f"{path}:{number}: LoadGen keeps its own {match['key']}; leave the line out")
         if match["model"] in (BENCHMARK, "*") and match["scenario"] in (scenario, "*"):
             # A line that names its model or scenario is stronger than one with a star.
             strength = (match["model"] != "*") + 2 * (match["scenario"] != "*")

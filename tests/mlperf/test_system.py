@@ -8,7 +8,6 @@ from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 from bertjax.mlperf.system import System
 
-
 COST = BatchCost(batch=1e-3, token=1e-6, pair=0.0)
 
 
