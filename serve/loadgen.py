@@ -13,23 +13,24 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertjax import programs
 from bertjax.errors import UserError
-from bertjax.mlperf import harness, records
-from bertjax.mlperf.harness import MODES, Result, ServeSettings
-from bertjax.mlperf.peak import server_peak
-from bertjax.mlperf.pictures import draw_peak
-from bertjax.mlperf.report import PROBE_HEADER, format_probe, format_result
-from bertjax.mlperf.userconf import AUDIT_CONF
-from bertjax.runs import newest_student
+
+if TYPE_CHECKING:
+    from bertjax.mlperf.harness import Result, ServeSettings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--scenario", default="Offline", help="Offline (default), SingleStream, Server or MultiStream")
-    add("--mode", default="PerformanceOnly", help=f"{', '.join(MODES)} (default: PerformanceOnly)")
+    add(
+        "--mode",
+        default="PerformanceOnly",
+        help="PerformanceOnly (default), AccuracyOnly, SubmissionRun, FindPeakPerformance",
+    )
     add("--find-peak", action="store_true", help="Server: bisect for the highest VALID rate, and confirm it")
     add("--model", type=Path, help="model directory (default: the newest run's INT8 student)")
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
@@ -47,11 +48,16 @@ def main() -> None:
     add("--logs", type=Path, help="folder for LoadGen's logs (default: a new one under build/logs)")
     options = parser.parse_args()
 
+    from bertjax.mlperf import harness, records
+    from bertjax.mlperf.report import format_result
+    from bertjax.mlperf.userconf import AUDIT_CONF
+    from bertjax.runs import newest_student
+
     model = options.model or newest_student()
     windows = records.window_settings(
         model, max_seq=options.max_seq, doc_stride=options.doc_stride, max_query=options.max_query
     )
-    settings = ServeSettings(
+    settings = harness.ServeSettings(
         model=model,
         data=options.data or records.default_data(model),
         scenario=options.scenario,
@@ -76,6 +82,10 @@ def main() -> None:
 
 def _find_peak(settings: ServeSettings) -> Result:
     """The run at the highest VALID rate; prints each run on the way and draws them."""
+    from bertjax.mlperf.peak import server_peak
+    from bertjax.mlperf.pictures import draw_peak
+    from bertjax.mlperf.report import PROBE_HEADER, format_probe
+
     if (settings.scenario, settings.mode) != ("Server", "PerformanceOnly") or settings.target_qps is not None:
         raise UserError("--find-peak: goes with --scenario Server in PerformanceOnly, and finds --target-qps itself")
     print(PROBE_HEADER, flush=True)
