@@ -60,30 +60,12 @@ def draw_peak(folder: Path, probes: Sequence[Probe], bound_seconds: float, offli
     ordered = sorted(probes, key=lambda probe: probe.rate)
     axis.plot([p.rate for p in ordered], [1e3 * p.p99_seconds for p in ordered], color=_GREY, linewidth=0.8)
     axis.axhline(1e3 * bound_seconds, color=_RED, linewidth=1, linestyle="--")
-    axis.annotate(
-        f"bound {1e3 * bound_seconds:.0f} ms",
-        (0.01, 1e3 * bound_seconds),
-        (0, 3),
-        color=_RED,
-        fontsize=8,
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-    )
+    _note(axis, f"bound {1e3 * bound_seconds:.0f} ms", (0.01, 1e3 * bound_seconds), ("axes fraction", "data"), _RED)
     axis.axvline(offline, color=_GREY, linewidth=1, linestyle=":")
-    axis.annotate(
-        "Offline",
-        (offline, 0.98),
-        (-3, 0),
-        color=_GREY,
-        fontsize=8,
-        rotation=90,
-        ha="right",
-        va="top",
-        xycoords=("data", "axes fraction"),
-        textcoords="offset points",
-    )
+    _note(axis, "Offline ", (offline, 0.02), ("data", "axes fraction"), _GREY, ha="right")
     axis.set_yscale("log")
-    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    for axis_part in (axis.yaxis.set_major_formatter, axis.yaxis.set_minor_formatter):
+        axis_part(lambda value, _: f"{value:g}")
     axis.set_xlabel("queries/s issued")
     axis.set_title("99th percentile latency, ms", fontsize=10)
     axis.legend(frameon=False, fontsize=8)
@@ -102,17 +84,7 @@ def _spread(axis: Axes, timing: Timing, found: Performance, scenario: str) -> No
     if found.target_latency_ns is not None:
         bound = found.target_latency_ns / 1e6
         axis.axvline(bound, color=_RED, linewidth=1, linestyle="--")
-        axis.annotate(
-            f"bound of p99, {bound:.0f} ms",
-            (bound, 2),
-            (-3, 0),
-            textcoords="offset points",
-            fontsize=8,
-            color=_RED,
-            rotation=90,
-            ha="right",
-            va="bottom",
-        )
+        _note(axis, f"bound of p99, {bound:.0f} ms", (bound, 2), "data", _RED, rotation=90, ha="right")
     axis.set_ylim(0, 101)
     axis.set_xlim(left=0)
     axis.set_xlabel("latency, ms")
@@ -125,16 +97,7 @@ def _rate(axis: Axes, timing: Timing, note: str) -> None:
     axis.step(times, rates, where="mid", color=_BLUE, linewidth=1)
     mean = len(timing.answered) / timing.answered[-1]
     axis.axhline(mean, color=_GREY, linewidth=1, linestyle="--")
-    axis.annotate(
-        f"mean {mean:.4g}",
-        (1, mean),
-        (-2, 3),
-        xycoords=("axes fraction", "data"),
-        textcoords="offset points",
-        fontsize=8,
-        color=_GREY,
-        ha="right",
-    )
+    _note(axis, f"mean {mean:.4g}", (1, mean), ("axes fraction", "data"), _GREY, ha="right")
     axis.set_ylim(bottom=0)
     axis.set_xlim(left=0)
     axis.set_xlabel("seconds into the run")
@@ -147,6 +110,11 @@ def _inside(axis: Axes, timing: Timing) -> None:
     axis.set_ylim(bottom=0)
     axis.set_xlabel("seconds into the run")
     axis.set_title("queries waiting or running", fontsize=10)
+
+
+def _note(axis: Axes, text: str, at: tuple[float, float], coordinates: Any, colour: str, **rest: Any) -> None:
+    """Write beside a line."""
+    axis.annotate(text, at, (0, 3), xycoords=coordinates, textcoords="offset points", fontsize=8, color=colour, **rest)
 
 
 def _panels(count: int) -> tuple[Any, Sequence[Axes]]:
