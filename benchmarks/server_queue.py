@@ -24,7 +24,7 @@ import tqdm
 from bertjax import programs
 from bertjax.data.batching import padded_length, plan_inference
 from bertjax.mlperf.packing import BatchCost
-from bertjax.mlperf.queues import LENGTH_MULTIPLE, Batch, BatchQueue, DynamicQueue
+from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, Batch, BatchQueue, DynamicQueue
 
 BOUND = 0.130  # seconds, of the 99th percentile
 SEEDS = range(3)  # of arrivals; the mean of their p99 counts
@@ -137,7 +137,7 @@ def main() -> None:
         library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
         library.load(range(len(library.lengths)))
         backend = open_backend("auto", model, streams=streams, threads=1, longest=library.longest)
-        cost = measure.batch_cost(backend, library, tokens=options.batch_tokens)
+        cost = measure.batch_cost(backend, library, tokens=options.batch_tokens, multiple=SERVER_MULTIPLE)
     serving = Serving(lengths=dataset.lengths, tokens=options.batch_tokens, streams=streams, cost=cost)
     print(f"Cost of a batch: {cost.batch:.3g} s + rows x ({cost.token:.3g} s x length + {cost.pair:.3g} s x length^2)")
     print(f"Windows: {len(dataset.lengths)}, {dataset.lengths.mean():.0f} tokens on average; {streams} streams,")

@@ -14,7 +14,7 @@ from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
 from bertjax.mlperf.pictures import draw_run
-from bertjax.mlperf.queues import BatchQueue, DynamicQueue, PlannedQueue
+from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, BatchQueue, DynamicQueue, PlannedQueue
 from bertjax.mlperf.results import read_accuracy, read_peak_rate, read_performance
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 from bertjax.mlperf.summary import write_summary
@@ -23,7 +23,8 @@ from bertjax.mlperf.timeline import Timeline, resident_bytes
 from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
-WARM_ROWS = {"SingleStream": 1, "Server": 8}  # most rows of the shapes that are met before a run; others are rare there
+# Most rows of the shapes that are met before a run, since others are rare there, and what their lengths are padded to.
+WARM_SHAPES = {"SingleStream": (1, LENGTH_MULTIPLE), "Server": (8, SERVER_MULTIPLE)}
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
@@ -135,7 +136,7 @@ def _make_queue(
     if scenario == "SingleStream":
         return None
     if scenario == "Server":
-        cost = measure.batch_cost(backend, library, tokens=tokens)
+        cost = measure.batch_cost(backend, library, tokens=tokens, multiple=SERVER_MULTIPLE)
         return DynamicQueue(library.lengths, tokens=tokens, cost=cost, budget=bound)
     return PlannedQueue(library.lengths, tokens=tokens)
 
@@ -149,8 +150,9 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
     latency_wanted = settings.mode != "AccuracyOnly" and "target_latency" not in given
-    if settings.mode != "AccuracyOnly" and settings.scenario in WARM_ROWS:
-        measure.warm_up(backend, library, rows=WARM_ROWS[settings.scenario], tokens=tokens)
+    if settings.mode != "AccuracyOnly" and settings.scenario in WARM_SHAPES:
+        rows, multiple = WARM_SHAPES[settings.scenario]
+        measure.warm_up(backend, library, rows=rows, tokens=tokens, multiple=multiple)
     if settings.scenario == "SingleStream" and latency_wanted:
         latency = round(measure.latency_ns(backend, library, seconds=seconds) / MARGIN)
     elif settings.scenario == "MultiStream" and latency_wanted:

@@ -40,16 +40,16 @@ def dynamic(lengths, *, tokens=1024, cost=COST, budget=10.0, clock=lambda: 0.0):
 
 def test_dynamic_queue_runs_the_oldest_with_what_is_cheaper_together():
     queue = dynamic(LENGTHS)
-    queue.put(np.arange(7), np.array([2, 0, 1, 4, 3, 6, 5]))  # padded: 104, 24, 104, 384, 104, 96, 24
+    queue.put(np.arange(7), np.array([2, 0, 1, 4, 3, 6, 5]))  # padded: 112, 32, 112, 384, 112, 96, 32
     first = queue.take()
-    assert first.length == 104 and sorted(first.ids.tolist()) == [
+    assert first.length == 112 and sorted(first.ids.tolist()) == [
         0,
         2,
         4,
         5,
-    ]  # padding 96 to 104 is cheaper than a batch
+    ]  # padding 96 to 112 is cheaper than a batch
     second = queue.take()
-    assert second.ids.tolist() == [1, 6] and second.length == 24
+    assert second.ids.tolist() == [1, 6] and second.length == 32
     assert queue.take().ids.tolist() == [3]
 
 
