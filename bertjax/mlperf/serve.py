@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import mlperf_loadgen
 import numpy as np
 import tqdm
 
@@ -55,7 +56,7 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         raise
     except Exception as error:
         raise WorkFailed(f"the backend failed on its first batches: {type(error).__name__}: {error}") from error
-    timeline, memory = Timeline(), {}
+    timeline = Timeline()
 
     def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
         timeline.complete(ids)
@@ -64,15 +65,7 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
     system = System(backend, library, complete, queue)
     audit = read_audit_conf(settings.audit_conf, settings.scenario) if settings.audit_conf else {}
     seconds = audit.get("min_duration", test_settings.min_duration_ms) / 1000
-    with _progress_bar(settings, seconds, len(dataset.windows)) as bar:
-
-        def tick() -> None:
-            memory.setdefault("start", resident_bytes())
-            done = system.completed if settings.mode == "AccuracyOnly" else bar.format_dict["elapsed"]
-            bar.update(min(done, bar.total or done) - bar.n)
-
-        loadgen.run(system, library, timeline, test_settings, settings.log_dir, settings.audit_conf, tick)
-    memory["end"] = resident_bytes()
+    memory = _run(settings, seconds, system, library, timeline, test_settings)
     result = Result(
         scenario=settings.scenario,
         mode=settings.mode,
@@ -86,7 +79,7 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         duration_seconds=seconds,
         target_qps=_issued_rate(settings, test_settings.server_target_qps, audit),
         audit_conf=settings.audit_conf,
-        resident_bytes=memory if None not in memory.values() else None,
+        resident_bytes=memory,
         performance=None if settings.mode == "AccuracyOnly" else read_performance(settings.log_dir),
         accuracy=read_accuracy(settings.log_dir, dataset) if settings.mode in SCORED else None,
     )
@@ -95,6 +88,28 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
     if timing is not None:
         draw_run(result, timing)
     return result
+
+
+def _run(
+    settings: ServeSettings,
+    seconds: float,
+    system: System,
+    library: SampleLibrary,
+    timeline: Timeline,
+    test_settings: mlperf_loadgen.TestSettings,
+) -> dict[str, int] | None:
+    """Run LoadGen behind a progress bar; returns `Result.resident_bytes`."""
+    memory: dict[str, int | None] = {}
+    with _progress_bar(settings, seconds, len(library.lengths)) as bar:
+
+        def tick() -> None:
+            memory.setdefault("start", resident_bytes())  # LoadGen has made its queries by now
+            done = system.completed if settings.mode == "AccuracyOnly" else bar.format_dict["elapsed"]
+            bar.update(min(done, bar.total or done) - bar.n)
+
+        loadgen.run(system, library, timeline, test_settings, settings.log_dir, settings.audit_conf, tick)
+    memory["end"] = resident_bytes()
+    return None if None in memory.values() else memory
 
 
 def _issued_rate(settings: ServeSettings, planned: float, audit: dict[str, float]) -> float | None:
