@@ -15,7 +15,7 @@ import argparse
 import dataclasses
 import functools
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +62,7 @@ class Serving:
                 begin = max(begin, arrivals[arrived])
             while arrived < count and arrivals[arrived] <= begin:
                 now = arrivals[arrived]
-                queue.put(np.array([arrived]), indices[arrived : arrived + 1])
+                queue.put([arrived], indices[arrived : arrived + 1].tolist())
                 arrived += 1
             now = begin
             batch = queue.take()
@@ -80,9 +80,9 @@ class OldestFirst:
         self._serving, self._alone, self._nearest = serving, alone, nearest
         self._waiting: list[tuple[int, int, int]] = []  # id, index, padded length, in order of arrival
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None:
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         longest = int(self._serving.lengths.max())
-        for sample, index in zip(ids.tolist(), indices.tolist(), strict=True):
+        for sample, index in zip(ids, indices, strict=True):
             length = padded_length(int(self._serving.lengths[index]), LENGTH_MULTIPLE, longest)
             self._waiting.append((sample, index, length))
 

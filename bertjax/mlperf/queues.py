@@ -37,7 +37,7 @@ class Batch:
 class BatchQueue(Protocol):
     """Samples go in from LoadGen's thread, batches come out to workers."""
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None: ...
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None: ...
 
     def take(self) -> Batch | None:
         """Wait for the next batch; None once the queue is closed and empty."""
@@ -53,7 +53,8 @@ class PlannedQueue:
         self._lengths, self._tokens, self._longest = lengths, tokens, int(lengths.max())
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None:
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        ids, indices = np.array(ids, np.int64), np.array(indices, np.int64)
         plans = plan_inference(
             self._lengths[indices], tokens=self._tokens, multiple=LENGTH_MULTIPLE, longest=self._longest
         )
@@ -111,9 +112,9 @@ class DynamicQueue:
         self._planned: collections.deque[Batch] = collections.deque()
         self._closed = False
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None:
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         now, put = self._clock(), self._arrivals.put
-        for sample, index in zip(ids.tolist(), indices.tolist(), strict=True):
+        for sample, index in zip(ids, indices, strict=True):
             put((now, sample, index))
 
     def take(self) -> Batch | None:
