@@ -18,7 +18,9 @@ from bertjax.mlperf.userconf import read_user_conf
 BOUND_MILLISECONDS = 130.0  # mlperf.conf's target_latency of bert in Server
 STEP = 0.02  # to which the rate is found, as a share of Offline's
 STEP_DOWN = 0.03  # by which the rate falls, as a share of itself, after a confirming run that failed
-PROBE_SECONDS = 10.0  # at most, of a short run
+CONFIRMATIONS = 10  # runs of full length before the search gives up
+PROBE_SECONDS = 10.0  # of a short run
+QUERIES = 1000  # at least, in any run: LoadGen's early stopping wants 459 that are in time, and more if some are late
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def find_peak(probe: Callable[[float, bool], Probe], *, highest: float, bound: f
       step: the bisection ends when it knows the rate to this share of `highest`.
 
     Raises:
-      WorkFailed: no rate above `step * highest` is VALID.
+      WorkFailed: no short run kept to the bound, or none of CONFIRMATIONS full ones was VALID.
     """
     probes: list[Probe] = []
     low, high, rate = 0.0, highest, 0.8 * highest
@@ -54,14 +56,14 @@ def find_peak(probe: Callable[[float, bool], Probe], *, highest: float, bound: f
         probes.append(found)
         low, high = (rate, high) if found.p99_seconds <= bound else (low, rate)
         rate = (low + high) / 2
-    rate = low
-    while rate > step * highest:
-        found = probe(rate, True)
+    if not low:
+        raise WorkFailed(f"Server keeps to its bound at no rate above {high:.3g} queries/s")
+    for attempt in range(CONFIRMATIONS):
+        found = probe(low * (1 - STEP_DOWN) ** attempt, True)
         probes.append(found)
         if found.valid:
             return probes
-        rate *= 1 - STEP_DOWN
-    raise WorkFailed(f"no rate above {step * highest:.3g} queries/s gave a VALID Server run")
+    raise WorkFailed(f"no full-length Server run was VALID, down to {probes[-1].rate:.3g} queries/s")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,7 +85,10 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
     Raises:
       UserError, WorkFailed: as `harness.run` and `find_peak`.
     """
-    short = min(settings.duration_seconds or PROBE_SECONDS, PROBE_SECONDS)
+    conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
+    bound = conf.get("target_latency", BOUND_MILLISECONDS) / 1e3
+    full = settings.duration_seconds or conf.get("min_duration", 1e3 * harness.SHORT_SECONDS) / 1e3
+    short = min(full, PROBE_SECONDS)
     root, results = settings.log_root, []
     begin = dataclasses.replace(
         settings, scenario="Offline", log_root=root / "offline", duration_seconds=short, target_qps=None
@@ -101,7 +106,7 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
     def probe(rate: float, confirming: bool) -> Probe:
         number = 1 + len(results)
         name = f"confirm-{number}" if confirming else f"probe-{number}"
-        seconds = settings.duration_seconds if confirming else short
+        seconds = max(full if confirming else short, QUERIES / rate)
         run = dataclasses.replace(base, log_root=root / name, duration_seconds=seconds, target_qps=rate)
         result = harness.run(run)
         results.append(result)
@@ -110,7 +115,5 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
         on_probe(found, highest)
         return found
 
-    conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
-    bound = conf.get("target_latency", BOUND_MILLISECONDS) / 1e3
     probes = find_peak(probe, highest=highest, bound=bound, step=STEP)
     return Peak(offline=offline, confirmed=results[-1], probes=tuple(probes), bound_seconds=bound)
