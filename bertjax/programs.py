@@ -11,9 +11,10 @@ import threading
 import typing
 from collections.abc import Callable, Sequence
 
-from bertjax import presets
 from bertjax.errors import UserError, WorkFailed
-from bertjax.settings import RunSettings
+
+if typing.TYPE_CHECKING:  # a Ctrl-C while a program imports what takes long must meet `run`
+    from bertjax.settings import RunSettings
 
 # Large temporaries are the rule here, and by default glibc asks the kernel for each of them and gives it back, so that
 # every step pays for its page faults again. Kept memory and huge pages make a training step 1.2 times as fast on two
@@ -73,6 +74,8 @@ def _tell(message: object, code: int) -> int:
 
 def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """Add a flag for each of these fields of `RunSettings`; one that is not given parses as None."""
+    from bertjax.settings import RunSettings
+
     kinds = typing.get_type_hints(RunSettings)
     for field in dataclasses.fields(RunSettings):
         if field.name not in names:
@@ -101,6 +104,9 @@ def parse_run(
     Raises:
       UserError: there is no such preset, or two goals are given.
     """
+    from bertjax import presets
+    from bertjax.settings import RunSettings
+
     names = ", ".join(presets.PRESETS)
     parser.add_argument(
         "--preset",

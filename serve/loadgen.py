@@ -1,9 +1,11 @@
 """Serve a model directory under MLPerf LoadGen.
 
     python serve/loadgen.py --scenario Offline
+    python serve/loadgen.py --scenario Server --find-peak --duration 600
     python serve/loadgen.py --scenario Server --mode AccuracyOnly --model runs/demo/student-int8 --backend onnxruntime
 
-A run takes 10 seconds if nothing else is said; --duration 600 is the official length.
+A run takes 10 seconds if nothing else is said; --duration 600 is the official length. --find-peak looks for Server's
+highest rate at which a run is VALID. docs/serving.md tells about scenarios, modes and what is written.
 """
 
 from __future__ import annotations
@@ -11,15 +13,25 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertjax import programs
+from bertjax.errors import UserError
+
+if TYPE_CHECKING:
+    from bertjax.mlperf.harness import Result, ServeSettings
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("--scenario", default="Offline", help="Offline (default), SingleStream, Server or MultiStream")
-    add("--mode", default="PerformanceOnly", help="PerformanceOnly (default) or AccuracyOnly")
+    add(
+        "--mode",
+        default="PerformanceOnly",
+        help="PerformanceOnly (default), AccuracyOnly, SubmissionRun, FindPeakPerformance",
+    )
+    add("--find-peak", action="store_true", help="Server: bisect for the highest VALID rate, and confirm it")
     add("--model", type=Path, help="model directory (default: the newest run's INT8 student)")
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
     add("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt or jax")
@@ -29,6 +41,7 @@ def main() -> None:
     add("--threads", type=int, help="threads of each stream (default: the cores shared out)")
     add("--batch-tokens", type=int, help="padded tokens in a batch (default: measured, or what suits the backend)")
     add("--user-conf", type=Path, help="LoadGen user.conf; flags are stronger")
+    add("--audit-conf", type=Path, help="LoadGen audit.conf, stronger than all else (default: ./audit.config if there)")
     add("--max-seq", type=int, help="longest window in tokens (default: as in the model's run, else 384)")
     add("--doc-stride", type=int, help="tokens between two windows of a paragraph (default: likewise, else 128)")
     add("--max-query", type=int, help="tokens of a question that are kept (default: likewise, else 64)")
@@ -37,6 +50,7 @@ def main() -> None:
 
     from bertjax.mlperf import harness, records
     from bertjax.mlperf.report import format_result
+    from bertjax.mlperf.userconf import AUDIT_CONF
     from bertjax.runs import newest_student
 
     model = options.model or newest_student()
@@ -57,12 +71,32 @@ def main() -> None:
         duration_seconds=options.duration,
         target_qps=options.target_qps,
         user_conf=options.user_conf,
+        audit_conf=options.audit_conf or (AUDIT_CONF if AUDIT_CONF.exists() else None),
     )
-    result = harness.run(settings)
+    result = _find_peak(settings) if options.find_peak else harness.run(settings)
     print(format_result(result))
     recorded = records.record_result(model, result)
     if recorded:
         print(f"Recorded in {recorded}")
+
+
+def _find_peak(settings: ServeSettings) -> Result:
+    """The run at the highest VALID rate; prints each run on the way and draws them."""
+    from bertjax.mlperf.peak import server_peak
+    from bertjax.mlperf.pictures import draw_peak
+    from bertjax.mlperf.report import PROBE_HEADER, format_probe
+
+    if (settings.scenario, settings.mode) != ("Server", "PerformanceOnly") or settings.target_qps is not None:
+        raise UserError("--find-peak: goes with --scenario Server in PerformanceOnly, and finds --target-qps itself")
+    print(PROBE_HEADER, flush=True)
+    found = server_peak(settings, lambda probe, offline: print(format_probe(probe, offline), flush=True))
+    offline = found.offline.performance.samples_per_second
+    picture = draw_peak(settings.log_root, found.probes, found.bound_seconds, offline)
+    print(
+        f"Highest VALID rate: {found.probes[-1].rate:.2f} queries/s, {found.probes[-1].rate / offline:.1%} of Offline's"
+    )
+    print(f"Picture of the search: {picture}")
+    return found.confirmed
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -48,9 +49,14 @@ def test_loadgen_serves_the_newest_student_and_records_it(folder):
 
 
 def test_audit_passes_and_misses_its_gate(folder):
-    arguments = ["--benchmarks=bert", "--scenarios=Offline", "--test_mode=AccuracyOnly", "--backend=onnxruntime"]
-    done = call(folder, "audit.py", *arguments, "--config_ver=default")
+    arguments = ["--benchmarks=bert", "--scenarios=Offline", "--backend=onnxruntime"]
+    audit = folder / "audit.config"  # as an auditor leaves it
+    audit.write_text("*.*.min_duration = 300\n")
+    done = call(folder, "audit.py", *arguments, "--test_mode=SubmissionRun", "--config_ver=default")
+    audit.unlink()
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
+    assert "Samples per second" in done.stdout and "Audit    : audit.config" in done.stdout
+    arguments.append("--test_mode=AccuracyOnly")
     done = call(folder, "audit.py", *arguments, "--config_ver=high_accuracy", "--reference-f1=101")
     assert done.returncode == 1 and "wanted 100.899" in done.stdout and "gate high_accuracy missed" in done.stderr
 
@@ -63,11 +69,19 @@ def test_audit_passes_and_misses_its_gate(folder):
         ("loadgen.py", ["--model", "nowhere"], "nowhere/config.json: no such file"),
         ("loadgen.py", ["--model", "untokenized"], "untokenized: no tokenizer.json"),
         ("loadgen.py", ["--max-seq", "1024"], "--max-seq 1024"),
+        ("loadgen.py", ["--data", "broken.json"], "broken.json"),
+        ("loadgen.py", ["--logs", "broken.json"], "broken.json/Offline/PerformanceOnly: cannot be written"),
+        ("loadgen.py", ["--user-conf", "broken.json"], "broken.json:1"),
+        ("loadgen.py", ["--audit-conf", "broken.json"], "broken.json:1"),
+        ("loadgen.py", ["--mode", "FindPeakPerformance"], "--mode FindPeakPerformance"),
+        ("loadgen.py", ["--find-peak"], "--find-peak: goes with --scenario Server"),
+        ("audit.py", ["--test_mode=Fast"], "--mode Fast"),
         ("audit.py", ["--scenarios=Offline,Sever"], "--scenario Sever"),
         ("audit.py", ["--config_ver=fast"], "--config_ver=fast"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(folder, program, arguments, told):
+    (folder / "broken.json").write_text("broken")
     if "untokenized" in arguments:
         shutil.copytree(folder / "runs/demo/student-int8", folder / "untokenized")
         (folder / "untokenized/vocab.txt").unlink()
@@ -95,6 +109,32 @@ def test_an_official_run_ends_within_seconds_and_leaves_no_process(folder, tmp_p
     process.wait(timeout=10)
     assert process.returncode == (130 if how == signal.SIGINT else -signal.SIGKILL)
     wait_until(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
+
+
+@pytest.mark.parametrize("moment", [0.5, 1.0, 1.5, 2.0, 2.8])  # seconds: reading, opening, measuring, running, scoring
+def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment):
+    command = [sys.executable, ROOT / "serve" / "loadgen.py", "--scenario", "Server", "--mode", "SubmissionRun"]
+    command += ["--duration", "1", "--backend", "onnxruntime", "--logs", tmp_path]
+    marker = f"BERTJAX_TEST={tmp_path}"  # every descendant inherits it
+    environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict([marker.split("=")])
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    time.sleep(moment + random.random() / 2)
+    process.send_signal(signal.SIGINT)
+    output, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 or (process.returncode == 0 and b"Recorded in" in output), errors
+    assert b"Traceback" not in errors
+    wait_until(lambda: not _marked(marker))
+
+
+def _marked(marker):
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            if marker.encode() in path.read_bytes():
+                found.append(path)
+        except OSError:
+            pass  # it has ended, or is of somebody else
+    return found
 
 
 def wait_until(condition, seconds=30.0):

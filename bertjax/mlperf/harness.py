@@ -19,10 +19,11 @@ from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.backend import BACKENDS
 from bertjax.mlperf.layout import Layout
 from bertjax.mlperf.results import Performance
-from bertjax.mlperf.userconf import SCENARIOS, read_user_conf
+from bertjax.mlperf.userconf import SCENARIOS, read_audit_conf, read_user_conf
 from bertjax.modeldir import disk_error
 
-MODES = ("PerformanceOnly", "AccuracyOnly")
+MODES = ("SubmissionRun", "AccuracyOnly", "PerformanceOnly", "FindPeakPerformance")  # in LoadGen's own order
+SCORED = ("SubmissionRun", "AccuracyOnly")  # those of MODES that give an accuracy
 SHORT_SECONDS = 10.0  # a run for people
 OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
 
@@ -44,6 +45,7 @@ class ServeSettings:
     duration_seconds: float | None = None
     target_qps: float | None = None
     user_conf: Path | None = None
+    audit_conf: Path | None = None  # stronger than everything else
 
     @property
     def log_dir(self) -> Path:
@@ -52,7 +54,7 @@ class ServeSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run gave: `performance` after PerformanceOnly, `accuracy` after AccuracyOnly."""
+    """What a run gave: no `accuracy` without a phase of accuracy, no `performance` after AccuracyOnly."""
 
     scenario: str
     mode: str
@@ -64,7 +66,9 @@ class Result:
     questions: int
     windows: int
     duration_seconds: float  # the minimum that LoadGen was asked for
-    target_qps: float | None  # Server only
+    target_qps: float | None  # Server only: the rate that was issued; after FindPeakPerformance the one that was found
+    audit_conf: Path | None
+    resident_bytes: dict[str, int] | None  # of the serving process, at the `start` of the run and at its `end`
     performance: Performance | None
     accuracy: Score | None
 
@@ -77,21 +81,27 @@ class Result:
         """The run's entry in `metrics.json`, under loadgen / model / scenario."""
         about = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
         about["layout"] = dataclasses.asdict(self.layout)
+        if self.audit_conf is not None:
+            about["audit_conf"] = str(self.audit_conf)
+        found = {}
         if self.accuracy is not None:
-            return {"accuracy": about | {"questions": self.questions} | dataclasses.asdict(self.accuracy)}
-        found = dataclasses.asdict(self.performance) if self.performance else {}
-        length = {"minimum_duration_seconds": self.duration_seconds, "official_length": self.official_length}
-        return {"performance": about | length | {"target_qps": self.target_qps} | found}
+            found["accuracy"] = about | {"questions": self.questions} | dataclasses.asdict(self.accuracy)
+        if self.performance is not None:
+            length = {"minimum_duration_seconds": self.duration_seconds, "official_length": self.official_length}
+            issued = {"target_qps": self.target_qps}
+            part = "peak" if self.mode == "FindPeakPerformance" else "performance"
+            found[part] = about | length | issued | dataclasses.asdict(self.performance)
+        return found
 
 
 def run(settings: ServeSettings) -> Result:
     """Run LoadGen once, in a process of its own (see `loadgen` for why one run takes a process).
 
-    Tokenization happens before the run and scoring after it. Without a duration, neither in the settings nor in the
-    user.conf, the run takes SHORT_SECONDS. Without streams and threads, SingleStream gets one stream over all
-    cores; Offline and Server, where speed is measured, get what a short measurement finds fastest, and so do their
-    batches; all else gets one single-threaded stream per core. Without a rate, Server issues a share of the throughput
-    measured beforehand.
+    Tokenization happens before the run; scoring, `summary.json` and the picture come after it. Without a duration,
+    neither in the settings nor in the user.conf, the run takes SHORT_SECONDS. Without streams and threads, SingleStream
+    gets one stream over all cores; Offline and Server, where speed is measured, get what a short measurement finds
+    fastest, and so do their batches; all else gets one single-threaded stream per core. Without a rate, Server issues a
+    share of the throughput measured beforehand.
 
     Raises:
       UserError: a setting or a file is wrong, or the backend cannot run here.
@@ -136,7 +146,8 @@ def check(settings: ServeSettings) -> None:
     """Check what can be checked without reading the model or the data, and make the log folder.
 
     Raises:
-      UserError: a setting is wrong, the user.conf is malformed, or the log folder cannot be written.
+      UserError: a setting is wrong, the user.conf or audit.conf is malformed or does not fit the mode, or the log
+        folder cannot be written.
     """
     for flag, value, known in (
         ("--scenario", settings.scenario, SCENARIOS),
@@ -150,8 +161,18 @@ def check(settings: ServeSettings) -> None:
         if value is not None and not 0 < value < math.inf:
             flag = "--" + name.removesuffix("_seconds").replace("_", "-")
             raise UserError(f"{flag} {value}: must be above 0")
+    if settings.mode == "FindPeakPerformance" and settings.scenario != "Server":
+        raise UserError(
+            f"--mode FindPeakPerformance: LoadGen searches for a rate in Server only, and {settings.scenario} has none"
+            " to set: PerformanceOnly measures it"
+        )
     if settings.user_conf:
         read_user_conf(settings.user_conf, settings.scenario)
+    if settings.audit_conf:
+        mode = read_audit_conf(settings.audit_conf, settings.scenario).get("mode")
+        if mode is not None and mode != MODES.index(settings.mode):
+            wanted = MODES[int(mode)] if mode in range(len(MODES)) else "none of LoadGen's"
+            raise UserError(f"{settings.audit_conf}: its mode {mode:g} is {wanted}, not --mode {settings.mode}")
     try:
         settings.log_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.log_dir):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlperf_loadgen
@@ -20,6 +20,7 @@ from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.harness import OFFICIAL_SECONDS
 from bertjax.mlperf.samples import SampleLibrary
 from bertjax.mlperf.system import System
+from bertjax.mlperf.timeline import Timeline
 from bertjax.mlperf.userconf import BENCHMARK, read_user_conf
 
 MAX_PERFORMANCE_SAMPLES = 10_833  # mlperf.conf's performance_sample_count for bert
@@ -80,19 +81,25 @@ def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
 def run(
     system: System,
     library: SampleLibrary,
+    timeline: Timeline,
     settings: mlperf_loadgen.TestSettings,
     log_dir: Path,
+    audit_conf: Path | None,
     on_tick: Callable[[], None],
 ) -> None:
     """Run one test to its end, in a thread of its own, and close the system.
 
     Args:
+      timeline: told of what is issued, and begun anew when LoadGen loads samples.
+      audit_conf: LoadGen's last word on the settings, if given.
       on_tick: called about five times a second while the run goes on.
 
     Raises:
       WorkFailed: the backend failed. LoadGen's thread then waits for ever; end the process with `os._exit`.
     """
-    thread = threading.Thread(target=_start_test, args=(system, library, settings, log_dir), daemon=True)
+    thread = threading.Thread(
+        target=_start_test, args=(system, library, timeline, settings, log_dir, audit_conf), daemon=True
+    )
     thread.start()
     while thread.is_alive() and system.failure is None:
         thread.join(0.2)
@@ -104,15 +111,31 @@ def run(
     system.close()
 
 
-def _start_test(system: System, library: SampleLibrary, settings: mlperf_loadgen.TestSettings, log_dir: Path) -> None:
+def _start_test(
+    system: System,
+    library: SampleLibrary,
+    timeline: Timeline,
+    settings: mlperf_loadgen.TestSettings,
+    log_dir: Path,
+    audit_conf: Path | None,
+) -> None:
+    def issue(ids: Sequence[int], indices: Sequence[int]) -> None:
+        timeline.issue(ids)
+        system.issue(ids, indices)
+
+    def load(indices: Sequence[int]) -> None:
+        timeline.begin()
+        library.load(indices)
+
     log = mlperf_loadgen.LogSettings()
     log.log_output.outdir = str(log_dir)
     log.log_output.copy_summary_to_stdout = False
     log.enable_trace = False
     count = len(library.lengths)
     performance_count = min(settings.performance_sample_count_override, count)
-    sut = mlperf_loadgen.ConstructFastSUT(system.issue, lambda: None)
-    qsl = mlperf_loadgen.ConstructQSL(count, performance_count, library.load, library.unload)
-    mlperf_loadgen.StartTestWithLogSettings(sut, qsl, settings, log)
+    sut = mlperf_loadgen.ConstructFastSUT(issue, lambda: None)
+    qsl = mlperf_loadgen.ConstructQSL(count, performance_count, load, library.unload)
+    # LoadGen's own default is a file of the working folder; a file that is not there it passes over.
+    mlperf_loadgen.StartTestWithLogSettings(sut, qsl, settings, log, str(audit_conf or os.devnull + "/none"))
     mlperf_loadgen.DestroyQSL(qsl)
     mlperf_loadgen.DestroyFastSUT(sut)

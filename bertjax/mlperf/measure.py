@@ -13,10 +13,12 @@ import tqdm
 
 from bertjax.data.batching import BatchPlan, padded_length, plan_inference
 from bertjax.mlperf.backend import Backend
+from bertjax.mlperf.packing import BatchCost, fit_cost
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
 
 ROUNDS = 3  # in which contenders are measured in turn
+COST_LENGTHS = 4  # lengths at which batches are timed for `batch_cost`, each with few and with many rows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -106,14 +108,50 @@ def latency_ns(backend: Backend, library: SampleLibrary, *, seconds: float) -> i
     return int(np.mean(times[1:]))
 
 
-def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int) -> None:
+def batch_cost(backend: Backend, library: SampleLibrary, *, tokens: int, multiple: int) -> BatchCost:
+    """What batches of up to `tokens` padded tokens take, fitted to a dozen shapes, each the median of ROUNDS.
+
+    Lengths are those of the library, padded to `multiple`. All streams run the same shape at once, as they are all busy
+    when it matters.
+    """
+    index = _by_length(library, multiple)
+    lengths = [length for length in sorted(index) if length * 2 <= tokens] or [min(index)]
+    chosen = sorted({lengths[round(place)] for place in np.linspace(0, len(lengths) - 1, COST_LENGTHS)})
+    shapes = [(n, length) for length in chosen for n in sorted({1, 2, max(1, tokens // length)})]
+    shapes += [(1, max(index))]
+    times: list[list[float]] = [[] for _ in shapes]
+    with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
+        for turn in range(1 + ROUNDS):  # the first is for warming up
+            for (count, length), seconds in zip(shapes, times, strict=True):
+                batch = library.gather(np.full(count, index[length]), length)
+                found = list(pool.map(lambda _, batch=batch: _seconds(backend, batch), range(backend.streams)))
+                if turn:
+                    seconds.append(statistics.mean(found))
+    counts, lengths = zip(*shapes, strict=True)
+    return fit_cost(counts, lengths, [statistics.median(seconds) for seconds in times])
+
+
+def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:
+    begin = time.perf_counter()
+    backend.infer(*batch)
+    return time.perf_counter() - begin
+
+
+def _by_length(library: SampleLibrary, multiple: int) -> dict[int, int]:
+    """A window of every padded length that there is."""
+    padded = [padded_length(int(length), multiple, library.longest) for length in library.lengths]
+    return {length: sample for sample, length in enumerate(padded)}
+
+
+def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int, multiple: int) -> None:
     """Run every shape that may come, of up to `rows` rows and `tokens` padded tokens, once on every stream.
+
+    Lengths are those of the library, padded to `multiple`.
 
     An engine prepares its kernels when it first meets a shape, which takes several times as long as running one:
     under a latency bound the first seconds would decide the result.
     """
-    padded = [padded_length(int(length), LENGTH_MULTIPLE, library.longest) for length in library.lengths]
-    index = {length: sample for sample, length in enumerate(padded)}
+    index = _by_length(library, multiple)
     shapes = [(n, length) for length in sorted(index) for n in range(1, rows + 1) if n == 1 or n * length <= tokens]
     plans = [BatchPlan(rows=np.full(count, index[length]), length=length) for count, length in shapes]
     meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))

@@ -20,7 +20,7 @@ _MARK = ":::MLLOG "
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Performance:
-    """A PerformanceOnly run. Latencies are of queries, in nanoseconds, as LoadGen measured them."""
+    """A run's phase of performance. Latencies are of queries, in nanoseconds, as LoadGen measured them."""
 
     valid: bool
     checks: dict[str, bool]  # LoadGen's conditions and whether each was met
@@ -56,7 +56,7 @@ def read_detail_log(log_dir: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
 
 
 def read_performance(log_dir: Path) -> Performance:
-    """The result of a PerformanceOnly run.
+    """The result of a run's phase of performance.
 
     Raises:
       WorkFailed: the log is unreadable, or holds no result.
@@ -86,6 +86,13 @@ def read_performance(log_dir: Path) -> Performance:
         target_latency_ns=int(values["effective_target_latency_ns"]) if server else None,
         early_stopping=_lines(values.get("early_stopping_result", "")),
     )
+
+
+def read_peak_rate(log_dir: Path) -> float | None:
+    """The rate that LoadGen's FindPeakPerformance found; None if even the first one was too high. Raises WorkFailed."""
+    values, _ = read_detail_log(log_dir)
+    _, found, rate = str(values.get("generic_message", "")).partition("Found peak performance field: ")
+    return float(rate) if found else None
 
 
 def _samples_per_second(values: dict[str, Any]) -> float:

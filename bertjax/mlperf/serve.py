@@ -4,24 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import mlperf_loadgen
+import numpy as np
 import tqdm
 
 from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.harness import SHORT_SECONDS, Result, ServeSettings
+from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
-from bertjax.mlperf.queues import BatchQueue, DynamicQueue, PlannedQueue
-from bertjax.mlperf.results import read_accuracy, read_performance
+from bertjax.mlperf.pictures import draw_run
+from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, BatchQueue, DynamicQueue, PlannedQueue
+from bertjax.mlperf.results import read_accuracy, read_peak_rate, read_performance
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.summary import write_summary
 from bertjax.mlperf.system import System
-from bertjax.mlperf.userconf import read_user_conf
+from bertjax.mlperf.timeline import Timeline, resident_bytes
+from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
-WARM_ROWS = {"SingleStream": 1, "Server": 4}  # most rows of the shapes that are met before a run; others are rare there
+# Most rows of the shapes that are met before a run, since others are rare there, and what their lengths are padded to.
+WARM_SHAPES = {"SingleStream": (1, LENGTH_MULTIPLE), "Server": (8, SERVER_MULTIPLE)}
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
+TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
 MARGIN = 1.25  # more is planned than was measured, so that a run does not end before its time
 
 # Batches that are tried, as shares of the backend's own number of tokens. Under a latency bound none larger: whoever
@@ -42,21 +49,24 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         backend, layout = _open(settings, open_with, library)
         tokens = layout.batch_tokens
         load = _plan_load(settings, backend, library, tokens)
+        test_settings = loadgen.make_settings(load, len(dataset.windows))
+        bound = test_settings.server_target_latency_ns / 1e9
+        queue = _make_queue(settings.scenario, backend, library, tokens, bound)
     except (UserError, WorkFailed):
         raise
     except Exception as error:
         raise WorkFailed(f"the backend failed on its first batches: {type(error).__name__}: {error}") from error
-    test_settings = loadgen.make_settings(load, len(dataset.windows))
-    system = System(backend, library, loadgen.complete, _make_queue(settings.scenario, backend, library, tokens))
-    seconds, accuracy_only = test_settings.min_duration_ms / 1000, settings.mode == "AccuracyOnly"
-    with _progress_bar(settings, seconds, len(dataset.windows)) as bar:
+    timeline = Timeline()
 
-        def tick() -> None:
-            done = system.completed if accuracy_only else bar.format_dict["elapsed"]
-            bar.update(min(done, bar.total) - bar.n)
+    def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
+        timeline.complete(ids)
+        loadgen.complete(ids, logits, lengths)
 
-        loadgen.run(system, library, test_settings, settings.log_dir, tick)
-    return Result(
+    system = System(backend, library, complete, queue)
+    audit = read_audit_conf(settings.audit_conf, settings.scenario) if settings.audit_conf else {}
+    seconds = audit.get("min_duration", test_settings.min_duration_ms) / 1000
+    memory = _run(settings, seconds, system, library, timeline, test_settings)
+    result = Result(
         scenario=settings.scenario,
         mode=settings.mode,
         model=settings.model.resolve().name,
@@ -67,16 +77,53 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
         questions=len(dataset.examples),
         windows=len(dataset.windows),
         duration_seconds=seconds,
-        target_qps=test_settings.server_target_qps if settings.scenario == "Server" else None,
-        performance=None if accuracy_only else read_performance(settings.log_dir),
-        accuracy=read_accuracy(settings.log_dir, dataset) if accuracy_only else None,
+        target_qps=_issued_rate(settings, test_settings.server_target_qps, audit),
+        audit_conf=settings.audit_conf,
+        resident_bytes=memory,
+        performance=None if settings.mode == "AccuracyOnly" else read_performance(settings.log_dir),
+        accuracy=read_accuracy(settings.log_dir, dataset) if settings.mode in SCORED else None,
     )
+    timing = timeline.timing() if settings.mode in TIMED else None
+    write_summary(result, timing)
+    if timing is not None:
+        draw_run(result, timing)
+    return result
+
+
+def _run(
+    settings: ServeSettings,
+    seconds: float,
+    system: System,
+    library: SampleLibrary,
+    timeline: Timeline,
+    test_settings: mlperf_loadgen.TestSettings,
+) -> dict[str, int] | None:
+    """Run LoadGen behind a progress bar; returns `Result.resident_bytes`."""
+    memory: dict[str, int | None] = {}
+    with _progress_bar(settings, seconds, len(library.lengths)) as bar:
+
+        def tick() -> None:
+            memory.setdefault("start", resident_bytes())  # LoadGen has made its queries by now
+            done = system.completed if settings.mode == "AccuracyOnly" else bar.format_dict["elapsed"]
+            bar.update(min(done, bar.total or done) - bar.n)
+
+        loadgen.run(system, library, timeline, test_settings, settings.log_dir, settings.audit_conf, tick)
+    memory["end"] = resident_bytes()
+    return None if None in memory.values() else memory
+
+
+def _issued_rate(settings: ServeSettings, planned: float, audit: dict[str, float]) -> float | None:
+    if settings.scenario != "Server":
+        return None
+    if settings.mode == "FindPeakPerformance":
+        return read_peak_rate(settings.log_dir)
+    return audit.get("target_qps", planned)
 
 
 def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: SampleLibrary) -> tuple[Backend, Layout]:
     """Open the backend as the settings say; where they leave streams, threads or batches open, as it is fastest."""
     cores, single = cpu.cores(), settings.scenario == "SingleStream"
-    measured = settings.mode == "PerformanceOnly" and settings.scenario in BATCH_SHARES
+    measured = settings.mode != "AccuracyOnly" and settings.scenario in BATCH_SHARES
     if settings.streams is not None:
         shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
     elif settings.threads is not None:
@@ -97,11 +144,15 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
     )
 
 
-def _make_queue(scenario: str, backend: Backend, library: SampleLibrary, tokens: int) -> BatchQueue | None:
+def _make_queue(
+    scenario: str, backend: Backend, library: SampleLibrary, tokens: int, bound: float
+) -> BatchQueue | None:
+    """`bound`: seconds that Server's latency may take."""
     if scenario == "SingleStream":
         return None
     if scenario == "Server":
-        return DynamicQueue(library.lengths, tokens=tokens, workers=backend.streams)
+        cost = measure.batch_cost(backend, library, tokens=tokens, multiple=SERVER_MULTIPLE)
+        return DynamicQueue(library.lengths, tokens=tokens, cost=cost, budget=bound)
     return PlannedQueue(library.lengths, tokens=tokens)
 
 
@@ -113,9 +164,10 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
         duration = SHORT_SECONDS
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
-    latency_wanted = settings.mode == "PerformanceOnly" and "target_latency" not in given
-    if settings.mode == "PerformanceOnly" and settings.scenario in WARM_ROWS:
-        measure.warm_up(backend, library, rows=WARM_ROWS[settings.scenario], tokens=tokens)
+    latency_wanted = settings.mode != "AccuracyOnly" and "target_latency" not in given
+    if settings.mode != "AccuracyOnly" and settings.scenario in WARM_SHAPES:
+        rows, multiple = WARM_SHAPES[settings.scenario]
+        measure.warm_up(backend, library, rows=rows, tokens=tokens, multiple=multiple)
     if settings.scenario == "SingleStream" and latency_wanted:
         latency = round(measure.latency_ns(backend, library, seconds=seconds) / MARGIN)
     elif settings.scenario == "MultiStream" and latency_wanted:
@@ -123,7 +175,7 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
         latency = round(given.get("samples_per_query", 8) / rate * 1e9 / MARGIN)
     elif settings.scenario == "Server" and qps_wanted:
         qps = SERVER_SHARE * measure.throughput(backend, library, tokens=tokens, seconds=seconds)
-    elif settings.scenario == "Offline" and settings.mode == "PerformanceOnly" and qps_wanted:
+    elif settings.scenario == "Offline" and settings.mode != "AccuracyOnly" and qps_wanted:
         qps = MARGIN * measure.throughput(backend, library, tokens=tokens, seconds=seconds)
     else:  # nothing to find out, but the first batches are slow on every engine
         measure.throughput(backend, library, tokens=tokens, seconds=0.0)
@@ -141,5 +193,7 @@ def _progress_bar(settings: ServeSettings, seconds: float, count: int) -> tqdm.t
     what = f"{settings.scenario} {settings.mode}"
     if settings.mode == "AccuracyOnly":
         return tqdm.tqdm(desc=what, total=count, unit="window", leave=False, disable=None)
+    if settings.mode == "FindPeakPerformance":  # nobody knows how many runs it will take
+        return tqdm.tqdm(desc=what, bar_format="{desc}: {n:.0f} s", leave=False, disable=None)
     form = "{l_bar}{bar}| {n:.0f}/{total:.0f} s"
     return tqdm.tqdm(desc=what, total=seconds, bar_format=form, leave=False, disable=None)

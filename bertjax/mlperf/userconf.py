@@ -1,4 +1,4 @@
-"""Checking a LoadGen user.conf before LoadGen reads it: LoadGen passes over a misspelt line in silence."""
+"""Checking a LoadGen user.conf or audit.conf before LoadGen reads it: it passes over a misspelt line in silence."""
 
 from __future__ import annotations
 
@@ -17,21 +17,43 @@ _NAMES = """
     samples_per_query target_qps coalesce_queries max_async_queries num_issue_query_threads
 """
 KEYS = frozenset(_NAMES.split())
+# Of these LoadGen 6.0.17 keeps mlperf.conf's value, whatever a file says; its detail log shows it under `effective_`.
+FIXED = frozenset({"qsl_rng_seed", "sample_index_rng_seed", "schedule_rng_seed", "accuracy_log_probability"})
 BENCHMARK = "bert"  # LoadGen's name for it in mlperf.conf
 SCENARIOS = ("Offline", "SingleStream", "Server", "MultiStream")
 _LINE = re.compile(r"^(?P<model>[\w*.-]+)\.(?P<scenario>[\w*]+)\.(?P<key>\w+)\s+=\s+(?P<value>\S+)$")
 
 
-def read_user_conf(path: Path, scenario: str) -> dict[str, float]:
+AUDIT_CONF = Path("audit.config")  # LoadGen takes it from the working folder if it lies there
+
+
+def read_audit_conf(path: Path, scenario: str) -> dict[str, float]:
+    """As `read_user_conf`, of a file whose settings are stronger than all others, by which an auditor changes a run.
+
+    Raises:
+      UserError: as `read_user_conf`, or a line names a model: LoadGen passes over these.
+    """
+    found = read_user_conf(path, scenario, flag="--audit-conf")
+    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
+        match = _LINE.match(line.split("#", 1)[0].strip())
+        if match and match["model"] != "*":
+            raise UserError(
+                f"{path}:{number}: model {match['model']!r}: of an audit.conf LoadGen reads only lines of all models,"
+                " '*.*.mode = 2'"
+            )
+    return found
+
+
+def read_user_conf(path: Path, scenario: str, *, flag: str = "--user-conf") -> dict[str, float]:
     """The settings of a user.conf that hold for this benchmark in a scenario, by key, in the file's own units.
 
     Raises:
-      UserError: the file is missing, or a line is not `model.scenario.key = number` with a key that LoadGen knows.
+      UserError: the file is missing, or a line is not `model.scenario.key = number` with a key that LoadGen obeys.
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not readable as text ({error}); --user-conf wants a LoadGen user.conf") from None
+        raise UserError(f"{path}: not readable as text ({error}); {flag} wants a file in LoadGen's form") from None
     found: dict[tuple[int, str], float] = {}
     for number, line in enumerate(lines, start=1):
         text = line.split("#", 1)[0].strip()
@@ -47,6 +69,8 @@ def read_user_conf(path: Path, scenario: str) -> dict[str, float]:
             raise UserError(
                 f"{path}:{number}: {match['key']!r} is no setting of LoadGen; see mlperf.conf for the names"
             )
+        if match["key"] in FIXED:
+            raise UserError(f"{path}:{number}: LoadGen keeps its own {match['key']}; leave the line out")
         if match["model"] in (BENCHMARK, "*") and match["scenario"] in (scenario, "*"):
             # A line that names its model or scenario is stronger than one with a star.
             strength = (match["model"] != "*") + 2 * (match["scenario"] != "*")

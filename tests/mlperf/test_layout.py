@@ -76,3 +76,10 @@ def test_a_rate_is_that_of_shapes_met_before(library, monkeypatch):
     monkeypatch.setattr(measure.time, "perf_counter", lambda: engine.clock[0])
     (rate,) = measure.token_rates([(engine, 512)], library, seconds=1.0)
     assert rate == pytest.approx(1e4)
+
+
+def test_the_cost_of_a_batch_is_that_of_shapes_met_before(library, monkeypatch):
+    engine = Engine(1, 1, token_seconds=1e-4)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: engine.clock[0])
+    cost = measure.batch_cost(engine, library, tokens=512, multiple=16)
+    assert cost.seconds(3, 64) == pytest.approx(3 * 64 * 1e-4) and cost.batch < 1e-6

@@ -4,6 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.mlperf.packing import BatchCost
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
 
 LENGTHS = np.array([20, 100, 101, 104, 384, 24, 90, 20], np.int32)
@@ -29,47 +30,71 @@ def test_planned_queue_hands_out_every_sample_once_and_padded_enough():
     assert queue.take() is None  # every worker is told of the end
 
 
-def test_dynamic_queue_serves_the_oldest_with_its_like():
-    queue = DynamicQueue(LENGTHS, tokens=1024, workers=1)
-    queue.put(np.arange(7), np.array([2, 0, 1, 4, 3, 6, 5]))  # lengths 101, 20, 100, 384, 104, 90, 24
+# A batch costs as much as 100 tokens, whatever is in it.
+COST = BatchCost(batch=0.01, token=1e-4, pair=0.0)
+
+
+def dynamic(lengths, *, tokens=1024, cost=COST, budget=10.0, clock=lambda: 0.0):
+    return DynamicQueue(np.asarray(lengths, np.int32), tokens=tokens, cost=cost, budget=budget, clock=clock)
+
+
+def test_dynamic_queue_runs_the_oldest_with_what_is_cheaper_together():
+    queue = dynamic(LENGTHS)
+    queue.put(np.arange(7), np.array([2, 0, 1, 4, 3, 6, 5]))  # padded: 112, 32, 112, 384, 112, 96, 32
     first = queue.take()
-    assert first.length == 104
-    assert sorted(first.ids.tolist()) == [0, 2, 4, 5]  # 101, 100, 104, and 90: not the short ones, not the longer one
+    assert first.length == 112 and sorted(first.ids.tolist()) == [
+        0,
+        2,
+        4,
+        5,
+    ]  # padding 96 to 112 is cheaper than a batch
     second = queue.take()
-    assert second.ids.tolist() == [1, 6] and second.length == 24  # 20 and 24 are both padded to 24
-    queue.close()
-    rest = drain(queue)
-    assert sorted(i for batch in rest for i in batch.ids.tolist()) == [3]
+    assert second.ids.tolist() == [1, 6] and second.length == 32
+    assert queue.take().ids.tolist() == [3]
 
 
-def test_dynamic_queue_keeps_to_its_tokens_and_shares_out_over_workers():
-    queue = DynamicQueue(np.full(40, 64, np.int32), tokens=256, workers=2)
-    queue.put(np.arange(6), np.arange(6))
-    assert queue.take().ids.tolist() == [0, 1, 2]  # half of six for each of two workers
-    queue.put(np.arange(6, 40), np.arange(6, 40))
-    assert queue.take().ids.tolist() == [3, 4, 5, 6]  # 256 tokens are four
+def test_dynamic_queue_does_not_wait_for_a_batch_to_fill():
+    queue = dynamic(LENGTHS)
+    queue.put(np.array([7]), np.array([4]))
+    assert queue.take().ids.tolist() == [7]
+
+
+def test_who_is_too_late_anyway_runs_after_those_who_can_be_in_time():
+    now = 0.0
+    queue = dynamic(LENGTHS, budget=1.0, clock=lambda: now)
+    queue.put(np.array([0]), np.array([4]))  # takes 0.01 + 384 x 0.0001 s alone, so it must begin by 0.9516
+    now = 0.5
+    queue.put(np.array([1]), np.array([0]))
+    now = 0.96
+    assert [queue.take().ids.tolist(), queue.take().ids.tolist()] == [[1], [0]]
+    queue.put(np.array([2]), np.array([4]))
+    queue.put(np.array([3]), np.array([0]))
+    now = 1.9
+    assert [queue.take().ids.tolist(), queue.take().ids.tolist()] == [[2], [3]]  # both can
 
 
 def test_dynamic_queue_wakes_a_waiting_worker():
-    queue = DynamicQueue(LENGTHS, tokens=256, workers=1)
+    queue = dynamic(LENGTHS)
     taken = []
-    worker = threading.Thread(target=lambda: taken.extend(drain(queue)))
-    worker.start()
+    workers = [threading.Thread(target=lambda: taken.extend(drain(queue))) for _ in range(3)]
+    for worker in workers:
+        worker.start()
     queue.put(np.array([5]), np.array([0]))
     queue.close()
-    worker.join(timeout=10)
-    assert not worker.is_alive() and [batch.ids.tolist() for batch in taken] == [[5]]
+    for worker in workers:
+        worker.join(timeout=10)
+    assert not any(worker.is_alive() for worker in workers) and [batch.ids.tolist() for batch in taken] == [[5]]
 
 
 @settings(max_examples=50, deadline=None)
 @given(
-    lengths=st.lists(st.integers(4, 384), min_size=1, max_size=60),
+    lengths=st.lists(st.integers(4, 384), min_size=1, max_size=120),
     tokens=st.integers(64, 2048),
-    workers=st.integers(1, 4),
+    batch=st.sampled_from([0.0, 1e-6, 1e-2]),  # without a cost many batches are planned at once
 )
-def test_dynamic_queue_loses_nothing_and_starves_nobody(lengths, tokens, workers):
+def test_dynamic_queue_loses_nothing_and_starves_nobody(lengths, tokens, batch):
     array = np.array(lengths, np.int32)
-    queue = DynamicQueue(array, tokens=tokens, workers=workers)
+    queue = dynamic(array, tokens=tokens, cost=BatchCost(batch=batch, token=batch / 100, pair=0.0))
     queue.put(np.arange(len(array)), np.arange(len(array)))
     queue.close()
     waiting = set(range(len(array)))

@@ -3,9 +3,12 @@ import pytest
 
 from bertjax.config import BertConfig
 from bertjax.data.features import WindowSettings
+from bertjax.mlperf.packing import BatchCost
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 from bertjax.mlperf.system import System
+
+COST = BatchCost(batch=1e-3, token=1e-6, pair=0.0)
 
 
 class Echo:
@@ -37,7 +40,7 @@ def library(dataset, run_dir):
 def queues(library):
     return {
         "SingleStream": None,
-        "Server": DynamicQueue(library.lengths, tokens=512, workers=2),
+        "Server": DynamicQueue(library.lengths, tokens=512, cost=COST, budget=0.13),
         "Offline": PlannedQueue(library.lengths, tokens=512),
     }
 

@@ -20,6 +20,7 @@ def test_the_more_exact_line_holds(tmp_path):
         ("bert.Server.target_qps=40", "spaces included"),
         ("bert.Server.target_qps = many", "spaces included"),
         ("bert.Server.target_qsp = 40", "target_qsp"),
+        ("*.*.sample_index_rng_seed = 7", "LoadGen keeps its own sample_index_rng_seed"),
         ("bert.Sevrer.target_qps = 40", "Sevrer"),
     ],
 )

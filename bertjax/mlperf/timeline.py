@@ -1,0 +1,85 @@
+"""When samples came and when they were answered: what LoadGen's logs do not tell without its slow tracing."""
+
+from __future__ import annotations
+
+import array
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Of one run, in seconds since its first query; queries in the order in which they were issued."""
+
+    issued: np.ndarray  # float64 [queries]
+    latencies: np.ndarray  # float64 [queries]: until the last of a query's samples was answered
+    answered: np.ndarray  # float64 [samples], ascending
+    samples: np.ndarray  # int64 [queries]: how many each has
+
+    def samples_per_second(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """The middle of each of `steps` equal stretches of the run, and the rate of answers in it, float64 [steps]."""
+        counts, edges = np.histogram(self.answered, bins=steps, range=(0.0, self.answered[-1]))
+        return (edges[1:] + edges[:-1]) / 2, counts / np.diff(edges)
+
+    def samples_inside(self, steps: int) -> tuple[np.ndarray, np.ndarray]:
+        """`steps` times, and how many samples had then been issued and not answered, float64 and int64 [steps]."""
+        times = np.linspace(0.0, self.answered[-1], steps)
+        come = np.concatenate([[0], np.cumsum(self.samples)])[np.searchsorted(self.issued, times, side="right")]
+        return times, come - np.searchsorted(self.answered, times, side="right")
+
+
+class Timeline:
+    """Notes a moment per query and per batch, 32 bytes a sample in all; `issue` in one thread, `complete` in any."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what was: a new phase of a run begins."""
+        # Of queries: when, how many samples, and their ids. Of batches the same.
+        self._issued, self._sizes, self._ids = array.array("d"), array.array("q"), array.array("q")
+        self._answered, self._answered_sizes, self._answered_ids = array.array("d"), array.array("q"), array.array("q")
+
+    def issue(self, ids: Sequence[int]) -> None:
+        self._issued.append(time.perf_counter())
+        self._sizes.append(len(ids))
+        self._ids.extend(ids)
+
+    def complete(self, ids: np.ndarray) -> None:
+        """`ids`: int64 [rows]."""
+        now, content = time.perf_counter(), ids.tobytes()
+        with self._lock:
+            self._answered.append(now)
+            self._answered_sizes.append(len(ids))
+            self._answered_ids.frombytes(content)
+
+    def timing(self) -> Timing | None:
+        """What was noted, once every sample is answered; None where nothing was issued."""
+        if not self._issued:
+            return None
+        issued, sizes = np.array(self._issued), np.array(self._sizes)
+        answered = np.repeat(np.array(self._answered), np.array(self._answered_sizes))
+        ids, answered_ids = np.array(self._ids), np.array(self._answered_ids)
+        order = np.argsort(answered_ids, kind="stable")
+        of_sample = answered[order][np.searchsorted(answered_ids, ids, sorter=order)]
+        of_query = np.maximum.reduceat(of_sample, np.cumsum(sizes) - sizes)
+        begin = issued[0]
+        return Timing(
+            issued=issued - begin, latencies=of_query - issued, answered=np.sort(answered) - begin, samples=sizes
+        )
+
+
+def resident_bytes() -> int | None:
+    """Memory that this process holds now; None where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+    except OSError:
+        return None
+    return pages * os.sysconf("SC_PAGE_SIZE")

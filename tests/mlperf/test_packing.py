@@ -1,0 +1,48 @@
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bertjax.mlperf.packing import BatchCost, cheapest_batches, fit_cost
+
+
+def test_batches_are_joined_while_padding_costs_less_than_a_batch():
+    cost = BatchCost(batch=10.0, token=1.0, pair=0.0)
+    # 2 x 16 + 10 = 42 against 8 + 10 + 16 + 10 = 44; a third of 64 would pad the two by 96 to save 10.
+    assert cheapest_batches([8, 16, 64], tokens=1024, cost=cost) == [(2, 3), (0, 2)]
+    assert cheapest_batches([8, 16, 64], tokens=24, cost=cost) == [(2, 3), (1, 2), (0, 1)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 48).map(lambda n: 8 * n), min_size=1, max_size=8).map(sorted),
+    tokens=st.integers(64, 1024),
+    batch=st.floats(0.0, 1e-2),
+)
+def test_no_other_cut_is_cheaper(lengths, tokens, batch):
+    cost = BatchCost(batch=batch, token=2e-5, pair=3e-8)
+
+    def total(ranges):
+        return sum(cost.seconds(end - begin, lengths[end - 1]) for begin, end in ranges)
+
+    count, every = len(lengths), []
+    for size in range(count):
+        for places in itertools.combinations(range(1, count), size):
+            ranges = list(itertools.pairwise((0, *places, count)))
+            if all(end - begin == 1 or (end - begin) * lengths[end - 1] <= tokens for begin, end in ranges):
+                every.append(total(ranges))
+    found = cheapest_batches(lengths, tokens=tokens, cost=cost)
+    assert sorted(found) == list(itertools.pairwise(sorted({0, *(end for _, end in found)})))
+    assert total(found) == pytest.approx(min(every))
+
+
+def test_a_cost_is_found_again_and_no_term_is_negative():
+    cost = BatchCost(batch=3e-3, token=2e-5, pair=3e-8)
+    shapes = [(1, 32), (1, 384), (2, 128), (8, 128), (2, 384)]
+    found = fit_cost(*zip(*shapes, strict=True), [cost.seconds(*shape) for shape in shapes])
+    assert (found.batch, found.token, found.pair) == pytest.approx((3e-3, 2e-5, 3e-8))
+    falling = fit_cost([1, 1, 1], [100, 200, 300], [1.0, 1.5, 1.6])  # less per pair: a negative third term
+    assert min(falling.batch, falling.token, falling.pair) == 0.0 and falling.seconds(1, 200) == pytest.approx(
+        1.4, abs=0.2
+    )
