@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import queue
 import threading
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +29,7 @@ class Batch:
 class BatchQueue(Protocol):
     """Samples go in from LoadGen's thread, batches come out to workers."""
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None: ...
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None: ...
 
     def take(self) -> Batch | None:
         """Wait for the next batch; None once the queue is closed and empty."""
@@ -44,7 +45,8 @@ class PlannedQueue:
         self._lengths, self._tokens, self._longest = lengths, tokens, int(lengths.max())
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None:
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
+        ids, indices = np.array(ids, np.int64), np.array(indices, np.int64)
         plans = plan_inference(
             self._lengths[indices], tokens=self._tokens, multiple=LENGTH_MULTIPLE, longest=self._longest
         )
@@ -70,19 +72,22 @@ class DynamicQueue:
     """
 
     def __init__(self, lengths: np.ndarray, *, tokens: int, workers: int):
-        self._lengths, self._tokens, self._workers = lengths, tokens, workers
-        self._longest = int(lengths.max())
+        self._tokens, self._workers = tokens, workers
+        longest = int(lengths.max())
+        self._padded = [padded_length(length, LENGTH_MULTIPLE, longest) for length in lengths.tolist()]
         self._changed = threading.Condition()
         # Waiting samples by padded length, each with its number of arrival.
         self._waiting: dict[int, collections.deque[tuple[int, int, int]]] = {}
         self._arrived = self._count = 0
         self._closed = False
 
-    def put(self, ids: np.ndarray, indices: np.ndarray) -> None:
+    def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         with self._changed:
-            for sample, index in zip(ids.tolist(), indices.tolist(), strict=True):
-                length = padded_length(int(self._lengths[index]), LENGTH_MULTIPLE, self._longest)
-                self._waiting.setdefault(length, collections.deque()).append((self._arrived, sample, index))
+            for sample, index in zip(ids, indices, strict=True):
+                length = self._padded[index]
+                if length not in self._waiting:
+                    self._waiting[length] = collections.deque()
+                self._waiting[length].append((self._arrived, sample, index))
                 self._arrived += 1
             self._count += len(ids)
             self._changed.notify(len(ids))

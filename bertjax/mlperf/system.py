@@ -40,14 +40,13 @@ class System:
 
     def issue(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         """Take samples; called by LoadGen. Nothing is raised here: an exception would end the process in C++."""
-        samples, rows = np.array(ids, np.int64), np.array(indices, np.int64)
         try:
             if self._queue is not None:
-                self._queue.put(samples, rows)
+                self._queue.put(ids, indices)
                 return
-            for sample, row in zip(samples, rows, strict=True):
+            for sample, row in zip(ids, indices, strict=True):
                 length = padded_length(int(self._library.lengths[row]), LENGTH_MULTIPLE, self._library.longest)
-                self._run(Batch(ids=sample[None], indices=row[None], length=length))
+                self._run(Batch(ids=np.array([sample]), indices=np.array([row]), length=length))
         except Exception as error:
             self.failure = error
 
@@ -67,6 +66,7 @@ class System:
 
     def _run(self, batch: Batch) -> None:
         starts, ends = self._backend.infer(*self._library.gather(batch.indices, batch.length))
-        logits = np.stack([starts, ends], axis=-1).astype(np.float32, copy=False)
+        logits = np.empty((*starts.shape, 2), np.float32)
+        logits[..., 0], logits[..., 1] = starts, ends
         self._complete(batch.ids, logits, self._library.lengths[batch.indices])
         self.completed += len(batch.ids)
