@@ -139,7 +139,8 @@ class RayWorker:
         return starts, ends
 
     def close(self) -> None:
-        self._ray.kill(self._actor)
+        if self._ray.is_initialized():  # else the actor ended with the session
+            self._ray.kill(self._actor)
 
     def _get(self, answer: Any, seconds: float | None) -> Any:
         errors = self._ray.exceptions
@@ -182,11 +183,12 @@ class _Actor:
 
 def _connect(address: str) -> Any:
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use over the network
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a call after the end would start another cluster
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     try:
         import ray
     except ImportError:
-        raise UserError("--ray: Ray is not installed; pip install 'bertjax[ray]'") from None
+        raise UserError("--ray: Ray is not installed; pip install -e '.[ray]'") from None
     import ray.util.scheduling_strategies
 
     try:

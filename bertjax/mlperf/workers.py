@@ -47,7 +47,7 @@ class Worker(Protocol):
         ...
 
     def close(self) -> None:
-        """End the worker, whatever it is doing. May be called again, and for a lost one."""
+        """End the worker, whatever it is doing, or a lost one."""
         ...
 
 
@@ -107,8 +107,10 @@ class WorkerPool:
         raise WorkFailed(f"{ATTEMPTS} workers in turn ended on a batch of {rows} x {length} tokens; the last {cause}")
 
     def close(self) -> None:
-        """End all workers; calls still waiting raise."""
+        """End all workers; calls still waiting raise. Closing again does nothing."""
         with self._lock:
+            if self._closed:
+                return
             self._closed = True
             workers = list(self._workers.values())
         self._give_up(WorkFailed("the workers have been closed"))
@@ -140,6 +142,8 @@ class WorkerPool:
         except Exception as error:
             with self._lock:
                 alone = not self._workers and not self._starting
+            if self._closed:
+                return
             print(f"worker {number} did not start again: {error}", file=sys.stderr)
             if alone:
                 self._give_up(error)
