@@ -193,7 +193,7 @@ def _connect(address: str) -> Any:
 
     try:
         ray.init(
-            address=None if address == LOCAL else address,
+            address=address,  # LOCAL is Ray's own word; None could join a cluster that someone else has started here
             include_dashboard=False if address == LOCAL else None,
             log_to_driver=False,
             logging_level="ERROR",
