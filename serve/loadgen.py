@@ -34,12 +34,20 @@ def main() -> None:
     add("--find-peak", action="store_true", help="Server: bisect for the highest VALID rate, and confirm it")
     add("--model", type=Path, help="model directory (default: the newest run's INT8 student)")
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
-    add("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt or jax")
+    add("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt, jax or noop")
     add("--duration", type=float, help="least seconds of a PerformanceOnly run (default 10; official: 600)")
     add("--target-qps", type=float, help="queries per second: Server's rate, or what Offline is to expect")
     add("--streams", type=int, help="batches at once (default: SingleStream one; else measured, or one per core)")
     add("--threads", type=int, help="threads of each stream (default: the cores shared out)")
     add("--batch-tokens", type=int, help="padded tokens in a batch (default: measured, or what suits the backend)")
+    add("--workers", type=int, help="processes that share the streams, each on its own cores (default: none but this)")
+    add(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="workers on the Ray cluster there, or on one started here",
+    )
     add("--user-conf", type=Path, help="LoadGen user.conf; flags are stronger")
     add("--audit-conf", type=Path, help="LoadGen audit.conf, stronger than all else (default: ./audit.config if there)")
     add("--max-seq", type=int, help="longest window in tokens (default: as in the model's run, else 384)")
@@ -68,6 +76,8 @@ def main() -> None:
         streams=options.streams,
         threads=options.threads,
         batch_tokens=options.batch_tokens,
+        workers=options.workers,
+        ray=options.ray,
         duration_seconds=options.duration,
         target_qps=options.target_qps,
         user_conf=options.user_conf,

@@ -71,11 +71,12 @@ def plan_inference(lengths: np.ndarray, *, tokens: int, multiple: int, longest: 
     For one padded length all batches but the last have the same number of rows.
     """
     order = np.argsort(lengths, kind="stable").astype(np.int32)
-    padded = np.array([padded_length(lengths[index], multiple, longest) for index in order])
+    padded = np.minimum(-(-lengths[order] // multiple) * multiple, longest)
     plans = []
-    for length in np.unique(padded):
-        rows, size = order[padded == length], max(1, tokens // int(length))
-        plans += [BatchPlan(rows=rows[i : i + size], length=int(length)) for i in range(0, len(rows), size)]
+    found, firsts = np.unique(padded, return_index=True)
+    for length, rows in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):
+        size = max(1, tokens // length)
+        plans += [BatchPlan(rows=rows[i : i + size], length=length) for i in range(0, len(rows), size)]
     return plans
 
 

@@ -15,7 +15,7 @@ from bertjax.mlperf import cpu
 
 Logits = tuple[np.ndarray, np.ndarray]
 
-BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt", "jax")
+BACKENDS = ("auto", "openvino", "onnxruntime", "tensorrt", "jax", "noop")
 CPU_ENGINES = ("openvino", "onnxruntime")  # they take any number of streams and threads
 
 
@@ -69,6 +69,10 @@ def open_backend(name: str, directory: Path, *, streams: int, threads: int, long
         from bertjax.mlperf.jax_backend import JaxBackend
 
         return JaxBackend(directory, longest=longest)
+    if name == "noop":
+        from bertjax.mlperf.noop_backend import NoopBackend
+
+        return NoopBackend(streams=streams)
     if name == "openvino":
         from bertjax.mlperf.openvino_backend import OpenVINOBackend
 

@@ -14,7 +14,7 @@ from bertjax.errors import UserError, WorkFailed
 def main() -> None:
     """Serve once, for `harness.run`. The pipe's file descriptor is the only argument."""
     settings = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     try:
         from bertjax.mlperf.serve import serve
 
@@ -30,7 +30,8 @@ def main() -> None:
     os._exit(0)  # after a failure LoadGen's thread still waits in C++, and Python's own way out would abort
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """End this process when the one that holds the other end of its stdin is gone."""
     sys.stdin.buffer.read()  # nothing more comes: this returns when the parent has gone
     os._exit(1)
 

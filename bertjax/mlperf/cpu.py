@@ -24,6 +24,14 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def share(number: int, count: int) -> set[int]:
+    """The cores for one of `count` processes: an equal part of this one's cores, or one core where they are too few."""
+    known = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cores()))
+    if count > len(known):
+        return {known[number % len(known)]}
+    return set(known[number * len(known) // count : (number + 1) * len(known) // count])
+
+
 def _flags() -> set[str]:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

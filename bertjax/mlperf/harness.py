@@ -24,6 +24,7 @@ from bertjax.modeldir import disk_error
 
 MODES = ("SubmissionRun", "AccuracyOnly", "PerformanceOnly", "FindPeakPerformance")  # in LoadGen's own order
 SCORED = ("SubmissionRun", "AccuracyOnly")  # those of MODES that give an accuracy
+LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
 SHORT_SECONDS = 10.0  # a run for people
 OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
 
@@ -42,6 +43,8 @@ class ServeSettings:
     streams: int | None = None  # concurrent batches
     threads: int | None = None  # of each stream
     batch_tokens: int | None = None  # padded tokens in a batch
+    workers: int | None = None  # processes that share the streams; None: this one serves, or with Ray one per GPU
+    ray: str | None = None  # a Ray cluster's address, or LOCAL for one of this machine; None: no Ray
     duration_seconds: float | None = None
     target_qps: float | None = None
     user_conf: Path | None = None
@@ -156,7 +159,7 @@ def check(settings: ServeSettings) -> None:
     ):
         if value not in known:
             raise UserError(f"{flag} {value}: unknown; choose one of {', '.join(known)}")
-    for name in ("streams", "threads", "batch_tokens", "duration_seconds", "target_qps"):
+    for name in ("streams", "threads", "batch_tokens", "workers", "duration_seconds", "target_qps"):
         value = getattr(settings, name)
         if value is not None and not 0 < value < math.inf:
             flag = "--" + name.removesuffix("_seconds").replace("_", "-")

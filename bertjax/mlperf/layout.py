@@ -79,9 +79,9 @@ def choose_layout(
             return candidates[0]
         rates = measure.token_rates([(opened[share], count) for share, count in candidates], library, seconds=seconds)
         for ((streams, threads), count), rate in zip(candidates, rates, strict=True):
-            tried[f"{streams} x {threads}, {count} tokens"] = rate
+            tried[f"{opened[streams, threads].streams} x {threads}, {count} tokens"] = rate
         return fastest(candidates, rates)
 
     share, _ = pick([(share, counts[0]) for share in shares])
     share, count = pick([(share, count) for count in counts])
-    return opened[share], Layout(streams=share[0], threads=share[1], batch_tokens=count, tried=tried)
+    return opened[share], Layout(streams=opened[share].streams, threads=share[1], batch_tokens=count, tried=tried)

@@ -68,14 +68,10 @@ def make_settings(load: Load, sample_count: int) -> mlperf_loadgen.TestSettings:
 
 def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
     """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `system.Complete`."""
-    logits = np.ascontiguousarray(logits)
-    row_bytes, token_bytes, start = logits.strides[0], logits.strides[1], logits.ctypes.data
-    mlperf_loadgen.QuerySamplesComplete(
-        [
-            mlperf_loadgen.QuerySampleResponse(sample, start + row * row_bytes, length * token_bytes)
-            for row, (sample, length) in enumerate(zip(ids.tolist(), lengths.tolist(), strict=True))
-        ]
-    )
+    start, (row_bytes, token_bytes, _) = logits.ctypes.data, logits.strides
+    rows = range(start, start + len(ids) * row_bytes, row_bytes)
+    sizes = (lengths * token_bytes).tolist()
+    mlperf_loadgen.QuerySamplesComplete(list(map(mlperf_loadgen.QuerySampleResponse, ids.tolist(), rows, sizes)))
 
 
 def run(

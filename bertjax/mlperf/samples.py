@@ -50,7 +50,8 @@ class SampleLibrary:
 
     def load(self, indices: Sequence[int]) -> None:
         """Bring windows into memory, in place of those loaded before."""
-        self._arrays = collate(self._windows, indices, self.longest, self._pad_id)
+        arrays = collate(self._windows, indices, self.longest, self._pad_id)
+        self._arrays = {name: arrays[name].astype(np.int64) for name in FIELDS}  # as backends take them
         self._rows[:] = -1
         self._rows[list(indices)] = np.arange(len(indices))
 
@@ -67,5 +68,5 @@ class SampleLibrary:
         """
         rows = self._rows[indices]
         assert (rows >= 0).all(), "LoadGen asked for a sample that it did not load"
-        ids, mask, types = (self._arrays[name][rows, :length].astype(np.int64) for name in FIELDS)
+        ids, mask, types = (self._arrays[name][:, :length][rows] for name in FIELDS)
         return ids, mask, types

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 from collections.abc import Callable
+from pathlib import Path
 
 import mlperf_loadgen
 import numpy as np
@@ -14,6 +17,7 @@ from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
+from bertjax.mlperf.local_workers import open_local
 from bertjax.mlperf.pictures import draw_run
 from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, BatchQueue, DynamicQueue, PlannedQueue
 from bertjax.mlperf.results import read_accuracy, read_peak_rate, read_performance
@@ -42,6 +46,11 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
     Raises:
       UserError, WorkFailed: as `harness.run`.
     """
+    with contextlib.ExitStack() as workers:
+        return _serve(settings, _with_workers(settings, open_with, workers))
+
+
+def _serve(settings: ServeSettings, open_with: Callable[..., Backend]) -> Result:
     dataset = read_dataset(settings.data, settings.model, settings.windows)
     library = SampleLibrary(dataset, BertConfig.from_json(settings.model / "config.json").pad_token_id)
     library.load(range(len(library.lengths)))
@@ -126,6 +135,9 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
     measured = settings.mode != "AccuracyOnly" and settings.scenario in BATCH_SHARES
     if settings.streams is not None:
         shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
+    elif settings.workers is not None or settings.ray is not None:
+        streams = max(settings.workers or 1, 1 if single else cores // (settings.threads or 1))
+        shares = [(streams, settings.threads or max(1, cores // streams))]
     elif settings.threads is not None:
         shares = [(1 if single else max(1, cores // settings.threads), settings.threads)]
     else:
@@ -142,6 +154,28 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
         batch_shares=BATCH_SHARES[settings.scenario] if measured else (1.0,),
         seconds=min(CHOOSE_SECONDS, (settings.duration_seconds or SHORT_SECONDS) / 20),
     )
+
+
+def _with_workers(
+    settings: ServeSettings, open_with: Callable[..., Backend], ending: contextlib.ExitStack
+) -> Callable[..., Backend]:
+    """`open_with` itself, or what opens a pool of workers that call it; `ending` closes the pool."""
+
+    def open_pool(name: str, model: Path, *, streams: int, threads: int, longest: int) -> Backend:
+        one = functools.partial(open_with, name, model.resolve(), longest=longest)
+        if settings.ray is not None:
+            from bertjax.mlperf.ray_workers import close_ray, open_ray
+
+            pool = open_ray(
+                one, settings.ray, settings.workers, streams=settings.streams, threads=settings.threads or 1
+            )
+            ending.callback(close_ray, pool)
+        else:
+            pool = open_local(one, settings.workers, streams=streams, threads=threads)
+            ending.callback(pool.close)
+        return pool
+
+    return open_with if settings.workers is None and settings.ray is None else open_pool
 
 
 def _make_queue(

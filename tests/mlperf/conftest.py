@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertjax.data.features import Window, WindowSettings
+from bertjax.mlperf.samples import SampleLibrary, read_dataset
 from tests.models import tiny_config, write_random_model
 
 TEXT = "the king of the old city built a bridge in 1820 and it was named after the river north of a new ship"
@@ -44,3 +46,17 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "metrics.json").write_text(json.dumps(record))
     return folder
+
+
+@pytest.fixture(scope="session")
+def windows(run_dir: Path) -> list[Window]:
+    return read_dataset(run_dir / "eval.json", run_dir / "student-int8", WindowSettings(max_seq=128)).windows
+
+
+@pytest.fixture
+def library(run_dir: Path) -> SampleLibrary:
+    """The evaluation file's windows, all loaded."""
+    dataset = read_dataset(run_dir / "eval.json", run_dir / "student-int8", WindowSettings(max_seq=128))
+    library = SampleLibrary(dataset, pad_id=0)
+    library.load(range(len(dataset.windows)))
+    return library

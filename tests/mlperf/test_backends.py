@@ -164,6 +164,14 @@ def test_a_backend_that_cannot_run_says_why(plain_model, name, told):
         open_backend(name, plain_model, streams=1, threads=1, longest=128)
 
 
+def test_the_noop_backend_answers_zeros_of_the_callers_own(plain_model, inputs):
+    opened = open_backend("noop", plain_model, streams=3, threads=1, longest=128)
+    starts, ends = opened.infer(*inputs)
+    assert opened.streams == 3 and starts.shape == ends.shape == (3, 128) and starts.dtype == ends.dtype == np.float32
+    starts += 1
+    assert not ends.any() and not opened.infer(*inputs)[0].any()
+
+
 def test_a_missing_library_is_named(plain_model, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "onnxruntime", None)
     with pytest.raises(UserError, match="pip install onnxruntime"):

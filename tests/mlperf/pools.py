@@ -1,0 +1,79 @@
+"""What the tests of both kinds of workers share: backends for them to open, and a pool that loses a worker in a run."""
+
+from __future__ import annotations
+
+import os
+import time
+
+import numpy as np
+
+from bertjax.mlperf.queues import PlannedQueue
+from bertjax.mlperf.system import System
+
+
+class Echo:
+    """Answers each token with its own id, and with minus its type, after a little while."""
+
+    name = description = "echo"
+    batch_tokens = 256
+
+    def __init__(self, streams: int):
+        self.streams = streams
+
+    def infer(self, input_ids, attention_mask, token_type_ids):
+        time.sleep(0.02)
+        return input_ids.astype(np.float32), -token_type_ids.astype(np.float32)
+
+
+class Dying(Echo):
+    def infer(self, input_ids, attention_mask, token_type_ids):
+        os._exit(7)
+
+
+def open_echo(*args, streams, threads, **rest):
+    return Echo(streams)
+
+
+def open_dying(*, streams, threads):
+    return Dying(streams)
+
+
+def open_wrong(*, streams, threads):
+    from bertjax.errors import UserError
+
+    raise UserError("/nowhere/config.json: no such file")
+
+
+def answers_while(pool, library, lose):
+    """Every window's answers through a pool that loses workers in mid-run: how often, and which."""
+    found: dict[int, list[np.ndarray]] = {}
+
+    def complete(ids, logits, lengths):
+        for sample, row, length in zip(ids.tolist(), logits, lengths.tolist(), strict=True):
+            found.setdefault(sample, []).append(row[:length])
+
+    system = System(pool, library, complete, PlannedQueue(library.lengths, tokens=256))
+    count = len(library.lengths)
+    system.issue(range(count), range(count))
+    while len(found) < 5:
+        time.sleep(0.005)
+    assert len(found) < count - 5, "the run was over before a worker was lost"
+    lose()
+    system.close()
+    assert system.failure is None
+    assert sorted(found) == list(range(count)) and {len(answers) for answers in found.values()} == {1}
+    return {sample: answers[0] for sample, answers in found.items()}
+
+
+def gone(pid: int, seconds: float = 10.0) -> bool:
+    """Whether a process ends within some time; a zombie of someone else's has ended."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rsplit(")", 1)[1].split()[0] == "Z":
+                    return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False

@@ -1,0 +1,139 @@
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from bertjax.data.features import WindowSettings
+from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf import cpu
+from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf.local_workers import open_local
+from bertjax.mlperf.samples import read_dataset
+from tests.mlperf import pools
+
+if not os.path.isdir("/proc/self"):
+    pytest.skip("processes are looked up in /proc", allow_module_level=True)
+
+
+@pytest.fixture
+def echo_pool():
+    pool = open_local(pools.open_echo, 3, streams=3, threads=1)
+    yield pool
+    pool.close()
+
+
+def pids(pool):
+    return [worker.pid for worker in pool._workers.values()]
+
+
+def test_a_worker_killed_in_mid_run_loses_no_answer_and_is_started_again(echo_pool, library, windows):
+    before = pids(echo_pool)
+    answers = pools.answers_while(echo_pool, library, lambda: os.kill(before[1], signal.SIGKILL))
+    for index, window in enumerate(windows):
+        np.testing.assert_array_equal(answers[index][:, 0], window.input_ids)
+    end = time.monotonic() + 20
+    while len(pids(echo_pool)) < 3 and time.monotonic() < end:
+        time.sleep(0.02)
+    after = pids(echo_pool)
+    assert len(after) == 3 and len(set(after) & set(before)) == 2 and pools.gone(before[1])
+    echo_pool.close()
+    assert all(pools.gone(pid) for pid in after)
+
+
+def test_several_streams_of_a_worker_answer_at_once():
+    pool = open_local(pools.open_echo, 1, streams=4, threads=1)
+    try:
+        assert pool.streams == 4 and pool.name == "echo"
+    finally:
+        pool.close()
+
+
+def test_a_batch_that_kills_every_worker_ends_with_the_cause():
+    pool = open_local(pools.open_dying, 2, streams=2, threads=1)
+    ids = np.zeros((2, 8), np.int64)
+    with pytest.raises(WorkFailed, match="3 workers in turn ended on a batch of 2 x 8 tokens.*exit code 7"):
+        pool.infer(ids, ids, ids)
+    pool.close()
+    with pytest.raises(WorkFailed, match="closed"):
+        pool.infer(ids, ids, ids)
+
+
+def test_a_worker_that_cannot_open_its_backend_says_why():
+    with pytest.raises(UserError, match="nowhere/config.json: no such file"):
+        open_local(pools.open_wrong, 2, streams=2, threads=1)
+
+
+def test_cores_are_shared_out():
+    own = os.sched_getaffinity(0)
+    shares = [cpu.share(number, len(own)) for number in range(len(own))]
+    assert set().union(*shares) == own and all(len(share) == 1 for share in shares)
+    assert cpu.share(0, 1) == own and len(cpu.share(2, len(own) + 2)) == 1
+
+
+KILLING = """
+import os, pickle, signal, sys, threading, time
+from bertjax.mlperf import local_workers, serve
+from tests.mlperf import pools
+opened = []
+def open_local(*args, **rest):
+    opened.append(local_workers.open_local(*args, **rest))
+    return opened[0]
+serve.open_local = open_local
+started = pools.System.issue
+def issue(self, ids, indices):
+    started(self, ids, indices)
+    victim = opened[0]._workers[1].pid
+    threading.Timer(0.1, os.kill, (victim, signal.SIGKILL)).start()
+    print("killed", victim, flush=True)
+pools.System.issue = issue
+serve.serve(pickle.load(sys.stdin.buffer), pools.open_echo)
+print("pids", *[worker.pid for worker in opened[0]._workers.values()], flush=True)
+os._exit(0)
+"""
+
+
+def test_loadgen_gets_every_answer_once_although_a_worker_is_killed(run_dir, tmp_path):
+    """LoadGen's accuracy log has an entry for every completion: a second one would be there twice."""
+    settings = ServeSettings(
+        model=run_dir / "student-int8",
+        data=run_dir / "eval.json",
+        log_root=tmp_path,
+        windows=WindowSettings(max_seq=128, doc_stride=64, max_query=32),
+        scenario="Offline",
+        mode="AccuracyOnly",
+        workers=3,
+        batch_tokens=256,
+    )
+    settings.log_dir.mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLING], input=pickle.dumps(settings), capture_output=True, timeout=60, check=True
+    )
+    assert b"ended with signal 9; its batches are sent again" in done.stderr
+    entries = json.loads((settings.log_dir / "mlperf_log_accuracy.json").read_text())
+    dataset = read_dataset(settings.data, settings.model, settings.windows)
+    assert sorted(entry["qsl_idx"] for entry in entries) == list(range(len(dataset.windows)))
+    for entry in entries:
+        answer = np.frombuffer(bytes.fromhex(entry["data"]), np.float32).reshape(-1, 2)
+        np.testing.assert_array_equal(answer[:, 0], dataset.windows[entry["qsl_idx"]].input_ids)
+    left = [int(word) for line in done.stdout.splitlines() if line.startswith(b"pids") for word in line.split()[1:]]
+    assert left and all(pools.gone(pid) for pid in left)
+
+
+def test_workers_end_with_a_process_that_is_killed():
+    script = (
+        "import time; from tests.mlperf import pools; from bertjax.mlperf.local_workers import open_local\n"
+        "pool = open_local(pools.open_echo, 2, streams=2, threads=1)\n"
+        "print(*[worker.pid for worker in pool._workers.values()], flush=True); time.sleep(60)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
+    workers = [int(word) for word in process.stdout.readline().split()]
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert len(workers) == 2 and all(pools.gone(pid) for pid in workers)
