@@ -31,8 +31,10 @@ def main() -> None:
 
 
 def end_with_parent() -> None:
-    """End this process when the one that holds the other end of its stdin is gone."""
-    sys.stdin.buffer.read()  # nothing more comes: this returns when the parent has gone
+    """End this process when the one that holds the other end of its stdin closes it or is gone."""
+    sys.stdin.buffer.read()  # nothing more comes
+    if ray_workers := sys.modules.get("bertjax.mlperf.ray_workers"):
+        ray_workers.leave()
     os._exit(1)
 
 

@@ -26,6 +26,7 @@ MODES = ("SubmissionRun", "AccuracyOnly", "PerformanceOnly", "FindPeakPerformanc
 SCORED = ("SubmissionRun", "AccuracyOnly")  # those of MODES that give an accuracy
 LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
 SHORT_SECONDS = 10.0  # a run for people
+ENDING_SECONDS = 10.0  # for a serving process to end what it has started; Ray takes some
 OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
 
 
@@ -132,10 +133,12 @@ def run(settings: ServeSettings) -> Result:
             content = answer.read()
         code = process.wait()
     finally:
-        process.kill()
-        process.wait()
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(ENDING_SECONDS)
+        process.kill()
+        process.wait()
     if not content:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         raise WorkFailed(f"the serving process of {settings.model} ended with {how} before the run was done")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -57,10 +58,14 @@ def open_ray(
 
 def close_ray(pool: WorkerPool) -> None:
     """End the actors, leave the cluster, and end it too if it was started here."""
-    import ray
-
     pool.close()
-    ray.shutdown()
+    leave()
+
+
+def leave() -> None:
+    """Leave the cluster, and end it if it was started here: its processes would outlive this one by a minute or two."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
 
 
 def plan_places(nodes: Sequence[dict[str, Any]], workers: int | None) -> list[Place]:
