@@ -16,9 +16,7 @@ N_BEST = 20
 MAX_ANSWER_TOKENS = 30
 
 
-def candidate_spans(
-    window: Window, start_logits: np.ndarray, end_logits: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
+def candidate_spans(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The spans of one window that its answer is chosen from.
 
     They are the pairs among the `N_BEST` best starts and ends that are inside the context, at most `MAX_ANSWER_TOKENS`
