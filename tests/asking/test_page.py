@@ -1,4 +1,4 @@
-"""The page in headless Chromium, as a person uses it. Needs Debian's chromium and chromium-driver, or ones like them."""
+"""The page in headless Chromium, as a person uses it. Needs chromium and chromedriver, and skips without them."""
 
 import http.client
 import json
@@ -58,7 +58,8 @@ def page(server, browser):
 
     find(".reply")
     yield find
-    assert browser.get_log("browser") == []  # nothing that the page's policy forbids, no error of its script
+    # Nothing that the page's policy forbids, no error of its script; Chromium logs a refused question too.
+    assert [entry for entry in browser.get_log("browser") if "/ask - Failed to load" not in entry["message"]] == []
 
 
 def paste(browser, field, text):
@@ -99,7 +100,7 @@ def test_an_error_is_shown_in_place_of_old_answers(browser, page):
     assert not page(".reply .answer").is_displayed()
     paste(browser, page("#question"), "a" * 1_001)
     page("#ask").click()
-    assert page("#error").text == "question: has 1,001 characters; at most 1,000"
+    assert page("#error:not([hidden])").text == "question: has 1,001 characters; at most 1,000"
     paste(browser, page("#question"), "who")
     page("#ask").click()
     page(".reply.filled")
