@@ -31,8 +31,10 @@ ALLOCATOR = ":".join(
 )
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a program's `main` and end the process: 0 done, 1 failed, 2 wrong input, 130 interrupted.
+def run(
+    main: Callable[[], None], *, interrupted: str = "interrupted; the same command continues where it stopped"
+) -> None:
+    """Run a program's `main` and end the process: 0 done, 1 failed, 2 wrong input, 130 and the line `interrupted`.
 
     On Linux the program first starts itself again with glibc's allocator set to keep freed memory, which can only be
     set from outside; whoever sets GLIBC_TUNABLES decides for himself.
@@ -48,7 +50,7 @@ def run(main: Callable[[], None]) -> None:
     except WorkFailed as error:
         code = _tell(error, 1)
     except KeyboardInterrupt:
-        code = _tell("interrupted; the same command continues where it stopped", 130)
+        code = _tell(interrupted, 130)
     sys.stdout.flush()
     if code == 130:
         sys.stderr.flush()

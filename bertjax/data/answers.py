@@ -16,16 +16,17 @@ N_BEST = 20
 MAX_ANSWER_TOKENS = 30
 
 
-def best_span(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[float, tuple[int, int] | None]:
-    """The best answer span of one window.
+def candidate_spans(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The spans of one window that its answer is chosen from.
+
+    They are the pairs among the `N_BEST` best starts and ends that are inside the context, at most `MAX_ANSWER_TOKENS`
+    long, and start at a token that this window owns: no span is a candidate of two windows.
 
     Args:
       start_logits, end_logits: float [at least len(window)]; what lies past the window's length is ignored.
 
     Returns:
-      The sum of the two logits and the answer's character span in the context; (-inf, None) if no pair among the
-      `N_BEST` best starts and ends is a valid span: inside the context, at most `MAX_ANSWER_TOKENS` long, starting
-      at a token that this window owns.
+      The sums of the two logits, float [spans], and the character spans in the context, int32 [spans, 2].
     """
     size = len(window)
     starts, ends = _largest(start_logits[:size]), _largest(end_logits[:size])
@@ -34,13 +35,19 @@ def best_span(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) 
     starts = starts[window.max_context[starts - first]]
     ends = ends[(ends >= first) & (ends < last)]
     length = ends[None, :] - starts[:, None] + 1
-    valid = (length >= 1) & (length <= MAX_ANSWER_TOKENS)
-    if not valid.any():
+    rows, columns = np.nonzero((length >= 1) & (length <= MAX_ANSWER_TOKENS))
+    starts, ends = starts[rows], ends[columns]
+    spans = np.stack([window.offsets[starts - first, 0], window.offsets[ends - first, 1]], axis=1)
+    return start_logits[starts] + end_logits[ends], spans
+
+
+def best_span(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[float, tuple[int, int] | None]:
+    """The best of a window's `candidate_spans`: its logit sum and its characters; (-inf, None) if there is none."""
+    scores, spans = candidate_spans(window, start_logits, end_logits)
+    if not len(scores):
         return -np.inf, None
-    score = np.where(valid, start_logits[starts][:, None] + end_logits[ends][None, :], -np.inf)
-    row, column = np.unravel_index(np.argmax(score), score.shape)
-    begin, end = window.offsets[starts[row] - first][0], window.offsets[ends[column] - first][1]
-    return float(score[row, column]), (int(begin), int(end))
+    best = scores.argmax()
+    return float(scores[best]), (int(spans[best, 0]), int(spans[best, 1]))
 
 
 def _largest(logits: np.ndarray) -> np.ndarray:

@@ -65,7 +65,7 @@ def make_windows(examples: Sequence[Example], tokenizer: Tokenizer, settings: Wi
     windows: list[Window] = []
     for index, (example, (question, _)) in enumerate(zip(examples, questions, strict=True)):
         ids, offsets = encoded[example.context]
-        span = _token_span(offsets, example.answers[0])
+        span = _token_span(offsets, example.answers[0]) if example.answers else (-1, -1)
         prefix = np.concatenate([[cls], question[: settings.max_query], [sep]]).astype(np.int32)
         room = settings.max_seq - len(prefix) - 1
         parts = _parts(len(ids), room, settings.doc_stride)

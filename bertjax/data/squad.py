@@ -20,7 +20,7 @@ class Answer:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Example:
-    """One question about one paragraph, with every answer that its writers accepted."""
+    """One question about one paragraph, with every answer that its writers accepted; none where nobody has answered."""
 
     id: str
     question: str

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from tokenizers import Tokenizer
 
 from bertjax.config import BertConfig
 from bertjax.data.batching import collate
@@ -23,6 +24,15 @@ def read_dataset(path: Path, directory: Path, settings: WindowSettings) -> Datas
     Raises:
       UserError: the file or the tokenizer is wrong, or windows are longer than the model's positions.
     """
+    return load_dataset(path, fitting_tokenizer(directory, settings), settings)
+
+
+def fitting_tokenizer(directory: Path, settings: WindowSettings) -> Tokenizer:
+    """A model directory's tokenizer, which fits its model, as the windows do.
+
+    Raises:
+      UserError: the tokenizer is missing or wrong, or windows are longer than the model's positions.
+    """
     config = BertConfig.from_json(Path(directory) / "config.json")
     if settings.max_seq > config.max_position_embeddings:
         raise UserError(
@@ -35,7 +45,7 @@ def read_dataset(path: Path, directory: Path, settings: WindowSettings) -> Datas
             f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} entries, config.json says vocab_size"
             f" {config.vocab_size}; the tokenizer is of another model"
         )
-    return load_dataset(path, tokenizer, settings)
+    return tokenizer
 
 
 class SampleLibrary:
