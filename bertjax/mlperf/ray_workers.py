@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import socket
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -141,7 +142,7 @@ class RayWorker:
 
     def infer(self, stream: int, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Logits:
         starts, ends = self._get(self._actor.infer.remote(*batch), None)
-        return starts, ends
+        return np.array(starts), np.array(ends)  # Ray's own are read-only views of its store
 
     def close(self) -> None:
         if self._ray.is_initialized():  # else the actor ended with the session
@@ -196,6 +197,7 @@ def _connect(address: str) -> Any:
         raise UserError("--ray: Ray is not installed; pip install -e '.[ray]'") from None
     import ray.util.scheduling_strategies
 
+    _check_that_somebody_listens(address)
     try:
         ray.init(
             address=address,  # LOCAL is Ray's own word; None could join a cluster that someone else has started here
@@ -203,9 +205,21 @@ def _connect(address: str) -> Any:
             log_to_driver=False,
             logging_level="ERROR",
         )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        line = str(error).strip().splitlines()[0]
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"--ray {address}: no cluster answers there ({line}); start one with: ray start --head"
+            f"--ray {address}: no cluster that lets this process in ({line}); start one with: ray start --head,"
+            " and one that wants a token wants it in RAY_AUTH_TOKEN"
         ) from None
     return ray
+
+
+def _check_that_somebody_listens(address: str) -> None:
+    """Ray itself tries a wrong host:port for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(f"--ray {address}: no cluster there ({error.strerror or error})") from None

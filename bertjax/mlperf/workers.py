@@ -16,6 +16,7 @@ from bertjax.errors import WorkFailed
 from bertjax.mlperf.backend import Logits
 
 ATTEMPTS = 3  # workers that may die on one batch before the batch is what is wrong
+RESTARTS = 3  # of each worker on average before it is the machine or the engine that is wrong
 
 
 class WorkerLost(Exception):
@@ -71,6 +72,7 @@ class WorkerPool:
         self._workers: dict[int, Worker] = {}
         self._starting: set[int] = set(range(count))
         self._closed = False
+        self._restarts = RESTARTS * count
         # Streams that wait for a call, as (worker's number, worker, stream); None once there is no worker any more.
         self._free: queue.SimpleQueue[tuple[int, Worker, int] | None] = queue.SimpleQueue()
         self._end: Exception | None = None
@@ -131,8 +133,14 @@ class WorkerPool:
             if self._closed or self._workers.get(number) is not lost:
                 return
             del self._workers[number]
-            self._starting.add(number)
+            self._restarts -= 1
+            exhausted = self._restarts < 0
+            if not exhausted:
+                self._starting.add(number)
         lost.close()
+        if exhausted:
+            self._give_up(error)
+            return
         print(f"worker {number} {error}; its batches are sent again, and it is started anew", file=sys.stderr)
         threading.Thread(target=self._restart, args=(number,), daemon=True).start()
 

@@ -30,6 +30,22 @@ class Dying(Echo):
         os._exit(7)
 
 
+class Fickle(Echo):
+    """Dies on its second batch."""
+
+    calls = 0
+
+    def infer(self, input_ids, attention_mask, token_type_ids):
+        self.calls += 1
+        if self.calls == 2:
+            os._exit(9)
+        return super().infer(input_ids, attention_mask, token_type_ids)
+
+
+def open_fickle(*, streams, threads):
+    return Fickle(streams)
+
+
 def open_echo(*args, streams, threads, **rest):
     return Echo(streams)
 

@@ -15,6 +15,7 @@ from bertjax.mlperf import cpu
 from bertjax.mlperf.harness import ServeSettings
 from bertjax.mlperf.local_workers import open_local
 from bertjax.mlperf.samples import read_dataset
+from bertjax.mlperf.workers import RESTARTS
 from tests.mlperf import pools
 
 if not os.path.isdir("/proc/self"):
@@ -62,6 +63,20 @@ def test_a_batch_that_kills_every_worker_ends_with_the_cause():
     pool.close()
     with pytest.raises(WorkFailed, match="closed"):
         pool.infer(ids, ids, ids)
+
+
+def test_restarts_have_an_end():
+    """Each batch is answered by the next worker, which dies on the one after it."""
+    pool = open_local(pools.open_fickle, 1, streams=1, threads=1)
+    ids, answered = np.ones((1, 8), np.int64), 0
+    try:
+        with pytest.raises(WorkFailed, match="no worker is left: .*ended with exit code 9"):
+            while answered < 10:
+                pool.infer(ids, ids, ids)
+                answered += 1
+    finally:
+        pool.close()
+    assert answered == 1 + RESTARTS
 
 
 def test_a_worker_that_cannot_open_its_backend_says_why():
