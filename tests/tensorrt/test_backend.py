@@ -29,7 +29,10 @@ PROFILES = (((1, 16), (1, 16), (1, 64)), ((2, 32), (8, 32), (8, 64)))
 
 
 class FakeContext:
-    """Answers with `start = input_ids + attention_mask` and `end = token_type_ids`, and remembers the shapes."""
+    """Answers with `start = input_ids + attention_mask` and `end = token_type_ids + tokens`, and remembers the shapes.
+
+    `tokens` is the sum of the whole mask, padding included.
+    """
 
     def __init__(self, engine: FakeEngine) -> None:
         self._engine, self._addresses, self._shapes, self._met = engine, {}, {}, set()
@@ -63,7 +66,7 @@ class FakeContext:
         assert {self._shapes[name] for name in INPUTS} == {shape}, "a captured context has changed"
         ids, mask, types = (self._array(name, ctypes.c_int64, shape) for name in INPUTS)
         starts, ends = (self._array(name, ctypes.c_float, shape) for name in OUTPUTS)
-        starts[:], ends[:] = ids + mask, types
+        starts[:], ends[:] = ids + mask, types + mask.sum()
         self._engine._ran.append((self._profile, shape))
         self._engine._touched.setdefault(stream_handle, set()).update(self._addresses.values())
 
@@ -146,11 +149,7 @@ def batch(rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, ...]:
 def test_a_batch_runs_in_the_profile_that_pads_it_least(model: Path) -> None:
     backend = TensorRTBackend(model, streams=1, longest=64)
     for rows, length in ((1, 40), (1, 8), (3, 40), (2, 8), (20, 64)):
-        ids, mask, types = batch(rows, length)
-        starts, ends = backend.infer(ids, mask, types)
-        np.testing.assert_array_equal(starts, ids + mask)
-        np.testing.assert_array_equal(ends, types)
-        assert starts.dtype == np.float32
+        check(backend, rows, length)
     assert FakeRuntime.engine._ran == [
         (0, (1, 40)),
         (0, (1, 16)),
@@ -169,7 +168,9 @@ def check(backend: TensorRTBackend, rows: int, length: int, seed: int = 0) -> No
     ids, mask, types = batch(rows, length, seed)
     starts, ends = backend.infer(ids, mask, types)
     np.testing.assert_array_equal(starts, ids + mask)
-    np.testing.assert_array_equal(ends, types)
+    parts = [slice(first, first + 8) for first in range(0, rows, 8)]
+    np.testing.assert_array_equal(ends, np.concatenate([types[part] + mask[part].sum() for part in parts]))
+    assert starts.dtype == ends.dtype == np.float32
 
 
 def calls_of(cuda: FakeCuda, backend: TensorRTBackend, *shape: int, seed: int = 0) -> list[str]:
