@@ -392,10 +392,11 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in path)
 
 
-def load(directory: Path) -> BertForQuestionAnswering:
-    """The module of a finished model directory; raises as `modeldir.load_question_answering`."""
+def load(directory: Path, *, dtype: jnp.dtype = jnp.float32) -> BertForQuestionAnswering:
+    """The module of a finished model directory as of `bind`; raises as `modeldir.load_question_answering`."""
     config, arrays = modeldir.load_question_answering(directory)
-    return bind(BertForQuestionAnswering, config, {name: jnp.asarray(value) for name, value in arrays.items()})
+    params = {name: jnp.asarray(value) for name, value in arrays.items()}
+    return bind(BertForQuestionAnswering, config, params, dtype=dtype)
 
 
 def jit_logits(

@@ -64,7 +64,7 @@ def open_backend(name: str, directory: Path, *, streams: int, threads: int, long
     if name == "tensorrt":
         from bertjax.mlperf.tensorrt_backend import TensorRTBackend
 
-        return TensorRTBackend(directory, longest=longest)
+        return TensorRTBackend(directory, streams=streams, longest=longest)
     if name == "jax":
         from bertjax.mlperf.jax_backend import JaxBackend
 

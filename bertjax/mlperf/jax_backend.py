@@ -1,4 +1,4 @@
-"""The model itself, in JAX, on whatever device JAX finds. The only file of this package that imports JAX."""
+"""The model itself, in JAX, on whatever device JAX finds. Only this file and `jax_int8` in this package import JAX."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
+from bertjax.config import BertConfig
 from bertjax.mlperf.backend import Logits, require
 
 LENGTH_STEP = 64  # XLA compiles anew for every shape, so few shapes are let through
@@ -23,20 +24,32 @@ class JaxBackend:
     def __init__(self, directory: Path, *, longest: int):
         """Load a model directory and compile every shape that windows of up to `longest` tokens need.
 
+        The dense layers of a quantized model multiply integers. What it leaves in float runs in bfloat16 on a GPU or
+        TPU, whose matrix units take it; on a CPU the casts cost more than they save.
+
         Raises:
           UserError: JAX is missing, or the directory is no complete model.
         """
         jax = require("jax", self.name, "pip install jax flax")
         from bertjax import model
+        from bertjax.mlperf.jax_int8 import use_integers
 
-        self._logits = model.jit_logits(model.load(directory))
+        quantized = BertConfig.from_json(Path(directory) / "config.json").quantization is not None
+        device = jax.devices()[0].platform
+        dtype = jax.numpy.bfloat16 if quantized and device != "cpu" else jax.numpy.float32
+        module = model.load(directory, dtype=dtype)
+        if quantized:
+            use_integers(module)
+        self._logits = model.jit_logits(module)
         self._lock = threading.Lock()
         self._lengths = [*range(LENGTH_STEP, longest, LENGTH_STEP), longest]
         for length in tqdm.tqdm(self._lengths, desc="compile for JAX", unit="length", leave=False, disable=None):
             for rows in (1, self._full(length)):
                 blank = np.ones((rows, length), np.int32)
                 self._logits(blank, blank, blank)
-        self.description = f"JAX {jax.__version__}, FP32 activations, {jax.devices()[0].platform}"
+        floats = "BF16" if dtype == jax.numpy.bfloat16 else "FP32"
+        numbers = f"INT8 + {floats}" if quantized else floats
+        self.description = f"JAX {jax.__version__}, {numbers}, {device}"
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         rows, length = input_ids.shape

@@ -28,8 +28,10 @@ CLASSES = {
     },
     "bertjax/mlperf/tensorrt_backend.py": {
         "trt": "",
+        "_trt": "",
         "_runtime": "Runtime",
         "_engine": "ICudaEngine",
+        "engine": "ICudaEngine",
         "context": "IExecutionContext",
     },
 }

@@ -1,0 +1,43 @@
+"""A quantized model's dense layers on integers: INT8 times INT8, summed in INT32, scaled once. For serving in JAX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.model import BertForQuestionAnswering, Dense, Scale
+
+
+class IntegerDense(nnx.Module):
+    """`y = (q(x) q(W)^T) s_x s_W + b`, with q ONNX QuantizeLinear's grid as in `fakequant`: the same up to rounding."""
+
+    def __init__(self, dense: Dense, input_scale: Scale):
+        scale = dense.weight_scale[...]
+        steps = jnp.clip(jnp.round(dense.weight[...] / scale[:, None]), -127, 127)
+        self.weight = nnx.Variable(steps.astype(jnp.int8))  # [out, in]
+        self.input_scale, self.scale = input_scale, Scale(scale * input_scale[...])
+        self.bias = dense.bias
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        steps = jnp.clip(jnp.round(x.astype(jnp.float32) / self.input_scale[...]), -128, 127).astype(jnp.int8)
+        contracted = (((x.ndim - 1,), (1,)), ((), ()))
+        sums = jax.lax.dot_general(steps, self.weight[...], contracted, preferred_element_type=jnp.int32)
+        return (sums.astype(jnp.float32) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def use_integers(model: BertForQuestionAnswering) -> None:
+    """Put an `IntegerDense` in place of every quantized dense layer of a model, which can then no longer be trained."""
+    for layer in model.bert.encoder.layer:
+        attention = layer.attention.self
+        if attention is not None:
+            for name in ("query", "key", "value"):
+                setattr(attention, name, IntegerDense(getattr(attention, name), attention.input_scale))
+            _replace(layer.attention.output)
+        if layer.intermediate is not None:
+            _replace(layer.intermediate)
+            _replace(layer.output)
+
+
+def _replace(block: nnx.Module) -> None:
+    block.dense = IntegerDense(block.dense, block.dense.input_scale)
