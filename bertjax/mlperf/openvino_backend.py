@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import queue
@@ -27,7 +28,16 @@ class OpenVINOBackend:
     # "undef" is a kernel not chosen yet, "ref" one that multiplies in plain loops.
     integer_kernels = re.compile(r"(?!undef|ref).*_I8")
 
-    def __init__(self, graph: Path, config: BertConfig, *, streams: int, threads: int, bf16: bool | None = None):
+    def __init__(
+        self,
+        graph: Path,
+        config: BertConfig,
+        *,
+        streams: int,
+        threads: int,
+        bf16: bool | None = None,
+        profile: bool = False,
+    ):
         """Compile a graph in bertjax's ONNX form, or load what was compiled before from beside it.
 
         On a CPU whose INT8 kernels saturate, OpenVINO has no exact INT8 kernel: there its INT8 passes are switched off
@@ -36,6 +46,7 @@ class OpenVINOBackend:
         Args:
           bf16: whether what the graph leaves in float runs in bfloat16. None: in a quantized model it does where the
             CPU computes that natively, in any other it does not.
+          profile: keep the time of every step for `step_seconds`; such a model is compiled anew.
 
         Raises:
           UserError: OpenVINO is missing or refuses the file.
@@ -55,7 +66,9 @@ class OpenVINOBackend:
         if in_float:
             arithmetic["LP_TRANSFORMS_MODE"] = "NO"
         settings = arithmetic | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
-        folder = _cache_folder(graph, _cache_key(graph, core, openvino.__version__, arithmetic))
+        if profile:
+            settings["PERF_COUNT"] = True
+        folder = None if profile else _cache_folder(graph, _cache_key(graph, core, openvino.__version__, arithmetic))
         if folder is not None:
             settings["CACHE_DIR"] = str(folder)
         try:
@@ -82,6 +95,14 @@ class OpenVINOBackend:
             return results[self._outputs[0]].copy(), results[self._outputs[1]].copy()
         finally:
             self._requests.put(request)
+
+    def step_seconds(self) -> dict[tuple[str, str], float]:
+        """Seconds by the clock of the last batch of one stream, by the steps' type and kernel; needs `profile`."""
+        request, seconds = self._requests.get(), collections.Counter()
+        for step in request.profiling_info:
+            seconds[step.node_type, step.exec_type] += step.real_time.total_seconds()
+        self._requests.put(request)
+        return dict(seconds)
 
     def node_kernels(self) -> dict[str, str]:
         """The kernel of every matrix product, by each node that it stands for; picked when a shape is first met."""
