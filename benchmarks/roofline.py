@@ -108,7 +108,7 @@ def offline(backend: OpenVINOBackend, model: Path, data: Path, count: int) -> Pa
     library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
     library.load(chosen.tolist())
     passes = offline_passes(backend, library, chosen, tokens=backend.batch_tokens)
-    passes.warm_up()
+    passes.fix_shapes().warm_up()
     return passes
 
 
@@ -116,7 +116,7 @@ def share_out(passes: Passes, backend: OpenVINOBackend, rounds: int) -> dict[tup
     """Which share of the time goes into each type and kernel of steps; `backend` keeps times and has one stream."""
     seconds: collections.Counter = collections.Counter()
     alone = dataclasses.replace(passes, backend=backend)
-    alone.warm_up()
+    alone.fix_shapes().warm_up()
     for _ in tqdm.trange(rounds, desc="counters", unit="round", leave=False, disable=None):
         for plan in alone.plans:
             alone.run(plan)
@@ -156,7 +156,7 @@ def main() -> None:
     add = parser.add_argument
     add("--model", type=Path, required=True, help="INT8 model directory")
     add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
-    add("--windows", type=int, default=256, help="windows in a pass, at least (default 256)")
+    add("--windows", type=int, default=128, help="windows in a pass, at least (default 128)")
     add("--rounds", type=int, default=7, help="interleaved rounds (default 7), after a warm-up")
     add("--output", type=Path, help="Markdown file for the tables")
     options = parser.parse_args()

@@ -133,11 +133,15 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
         ]
     steps.append(step(f"{cores} streams of one thread", "openvino", models.teacher_int8, apart))
     steps.append(step("pruning", "openvino", models.student, apart))
+    if not short:
+        last = step("a model for each shape", "openvino", models.student, apart)
+        last.passes.fix_shapes()
+        steps.append(last)
     return steps
 
 
-def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list[Contest]:
-    """The INT8 teacher and the student on OpenVINO, in Offline and SingleStream."""
+def contests(models: Models, library: SampleLibrary, chosen: np.ndarray, *, fixed: bool) -> list[Contest]:
+    """The INT8 teacher and the student on OpenVINO, in Offline and SingleStream; `fixed`: a model for each shape."""
     cores, queries = cpu.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
 
     def passes(model: Path, streams: int, threads: int, *, single: bool) -> Passes:
@@ -146,6 +150,8 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list
             found = single_passes(backend, library, queries)
         else:
             found = offline_passes(backend, library, chosen, tokens=TOKENS)
+        if fixed:
+            found.fix_shapes()
         found.warm_up()
         return found
 
@@ -224,17 +230,17 @@ def main() -> None:
     add = parser.add_argument
     add("--run", type=Path, required=True, help="run directory with teacher/ and student-int8/")
     add("--shape", action="store_true", help="a BERT-large and its 5.6x student with random weights instead")
-    add("--windows", type=int, help="windows in a pass, at least (default 512; with --shape 64)")
+    add("--windows", type=int, help="windows in a pass, at least (default 128; with --shape 64)")
     add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
     add("--output", type=Path, help="Markdown file for the tables")
     options = parser.parse_args()
 
-    library, chosen = load_windows(options.run, options.windows or (64 if options.shape else 512))
+    library, chosen = load_windows(options.run, options.windows or (64 if options.shape else 128))
     with tempfile.TemporaryDirectory() as folder:
         models = shape_models(Path(folder)) if options.shape else run_models(options.run, Path(folder))
         steps = ladder_table(models, library, chosen, short=options.shape, rounds=options.rounds)
         fewer = macs_fewer(models, np.full(1, library.longest))
-        pruning = contest_table(contests(models, library, chosen), fewer, options.rounds)
+        pruning = contest_table(contests(models, library, chosen, fixed=not options.shape), fewer, options.rounds)
         here = macs_fewer(models, library.lengths[chosen])
     print(steps, pruning, sep="\n\n")
     about = (

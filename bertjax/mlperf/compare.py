@@ -48,6 +48,12 @@ class Passes:
         self.seconds()
         return (time.process_time() - begin) / self.backend.streams
 
+    def fix_shapes(self) -> Passes:
+        """Give every shape of the batches an OpenVINO model of its own; returns itself."""
+        for plan in self.plans:
+            self.backend.fix((len(plan.rows), plan.length))
+        return self
+
     def warm_up(self) -> None:
         """Meet every shape on every stream."""
         measure.meet(self.backend, self.library, self.plans)

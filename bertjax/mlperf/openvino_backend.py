@@ -75,12 +75,14 @@ class OpenVINOBackend:
             compiled = core.compile_model(str(graph), "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
-        self._compiled = compiled
-        self._outputs = compiled.output("start_logits"), compiled.output("end_logits")
-        self._requests: queue.SimpleQueue = queue.SimpleQueue()
-        for _ in range(streams):
-            self._requests.put(compiled.create_infer_request())
-        self.streams = streams
+        # Models of one shape each would fill the disk. Their streams share the cores, whatever model they are of.
+        self._fixed_settings = settings | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
+        self._core, self._graph, self._compiled, self.streams = core, graph, compiled, streams
+        self.graph_bytes = graph.stat().st_size
+        self._requests = self._open_requests(compiled)
+        self._fixed: dict[tuple[int, ...], queue.SimpleQueue] = {}
+        self._last: Any = None  # the request that ended last
+        self._model: Any = None  # as read, once a shape is fixed
         numbers = "INT8 grid in FP32" if in_float else "INT8" if config.quantization else "" if bf16 else "FP32"
         numbers = " + ".join(filter(None, (numbers, "BF16" if bf16 else "")))
         version = openvino.__version__.split("-")[0]
@@ -88,20 +90,40 @@ class OpenVINOBackend:
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        request = self._requests.get()
+        requests = self._fixed.get(input_ids.shape, self._requests)
+        request = requests.get()
         try:
             results = request.infer(feed, share_inputs=True)
+            self._last = request
             # The request owns its outputs and overwrites them in its next call.
-            return results[self._outputs[0]].copy(), results[self._outputs[1]].copy()
+            return results["start_logits"].copy(), results["end_logits"].copy()
         finally:
-            self._requests.put(request)
+            requests.put(request)
+
+    def fix(self, shape: tuple[int, int]) -> None:
+        """Compile the model once more for batches of just this shape, `(batch, seq)`.
+
+        With open sizes OpenVINO plans every step of every batch anew, which takes a tenth or more of a batch of 1,024
+        tokens and a third of a single window. Costs about half a second, and memory of about the graph's size.
+        """
+        if shape not in self._fixed:
+            if self._model is None:
+                self._model = self._core.read_model(str(self._graph))
+            model = self._model.clone()  # shares the weights
+            model.reshape({name: list(shape) for name in ("input_ids", "attention_mask", "token_type_ids")})
+            self._fixed[shape] = self._open_requests(self._core.compile_model(model, "CPU", self._fixed_settings))
+
+    def _open_requests(self, compiled: Any) -> queue.SimpleQueue:
+        requests: queue.SimpleQueue = queue.SimpleQueue()
+        for _ in range(self.streams):
+            requests.put(compiled.create_infer_request())
+        return requests
 
     def step_seconds(self) -> dict[tuple[str, str], float]:
-        """Seconds by the clock of the last batch of one stream, by the steps' type and kernel; needs `profile`."""
-        request, seconds = self._requests.get(), collections.Counter()
-        for step in request.profiling_info:
+        """Seconds by the clock of the last batch, by the steps' type and kernel; needs `profile`."""
+        seconds: collections.Counter = collections.Counter()
+        for step in self._last.profiling_info:
             seconds[step.node_type, step.exec_type] += step.real_time.total_seconds()
-        self._requests.put(request)
         return dict(seconds)
 
     def node_kernels(self) -> dict[str, str]:

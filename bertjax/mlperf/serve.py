@@ -20,6 +20,8 @@ from bertjax.mlperf.userconf import read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
 WARM_ROWS = {"SingleStream": 1, "Server": 4}  # most rows of the shapes that are met before a run; others are rare there
+FIXED = ("Offline", "SingleStream")  # whose batches have few shapes, each compiled for itself
+FIX_SECONDS, FIX_SHARE = 60.0, 0.5  # at most, of compiling them, and as a share of the run's own time
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 MARGIN = 1.25  # more is planned than was measured, so that a run does not end before its time
@@ -114,6 +116,12 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
     latency_wanted = settings.mode == "PerformanceOnly" and "target_latency" not in given
+    if settings.mode == "PerformanceOnly" and settings.scenario in FIXED:
+        whole = given.get("min_duration", 600_000) / 1000 if duration is None else duration
+        budget = min(FIX_SECONDS, FIX_SHARE * whole)
+        measure.fix_shapes(
+            backend, library, tokens=1 if settings.scenario == "SingleStream" else tokens, seconds=budget
+        )
     if settings.mode == "PerformanceOnly" and settings.scenario in WARM_ROWS:
         measure.warm_up(backend, library, rows=WARM_ROWS[settings.scenario], tokens=tokens)
     if settings.scenario == "SingleStream" and latency_wanted:
