@@ -4,12 +4,12 @@
 
 The roof is measured: for every shape of the model's dense layers and several numbers of tokens in a batch, a stack of
 such layers alone, each one's output rounded to INT8 for the next. The best rate counts. Against it stands Offline:
-sorted batches of the model's evaluation windows, with the encoder's dense multiply-accumulates per second. Padding
-counts, since it is multiplied as well. `inside them` divides by the time in dense layers, which do their GELU and
-rounding in it, `whole run` by all time. The second table shares the time out by kind of step, from OpenVINO's counters.
+sorted batches of the model's evaluation windows, a compiled model for each shape, with the encoder's dense
+multiply-accumulates per second. Padding counts, since it is multiplied as well. `inside them` divides by the time in
+dense layers, which do their GELU and rounding in it, `whole run` by all time. The second table shares the time out by
+kind of step, from OpenVINO's counters.
 
-Rates are per core and in processor time, with a busy stream of one thread on each core: other programs hardly change
-it.
+Rates are per core and in processor time, from a busy stream of one thread on each core.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; of th
 
 Everything runs in turn in every round. Batches are drawn whole from those that Offline makes of all windows. Rows timed
 by the clock want a quiet machine; those in processor time, which streams of one thread allow, hardly mind other work.
-The INT8 teacher is not calibrated: its scales are usual ones, good for timing and not for answers.
+The second table has a compiled model for each shape on both sides, as served, but not with --shape, whose models are
+large. The INT8 teacher is not calibrated: its scales are usual ones, good for timing and not for answers.
 """
 
 from __future__ import annotations

@@ -49,7 +49,7 @@ class Passes:
         return (time.process_time() - begin) / self.backend.streams
 
     def fix_shapes(self) -> Passes:
-        """Give every shape of the batches an OpenVINO model of its own; returns itself."""
+        """Give every shape of the batches a compiled OpenVINO model; returns itself."""
         for plan in self.plans:
             self.backend.fix((len(plan.rows), plan.length))
         return self

@@ -122,8 +122,8 @@ def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int)
     meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
 
 
-def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds: float) -> int:
-    """Give the shapes of full batches a compiled model each, those of most windows first; returns how many got one.
+def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds: float) -> None:
+    """Give the shapes of full batches a compiled model each, those of most windows first.
 
     Only OpenVINO gains from it; nothing happens on another backend.
 
@@ -132,7 +132,7 @@ def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds
       seconds: none is begun after so long.
     """
     if not isinstance(backend, OpenVINOBackend):
-        return 0
+        return
     padded = collections.Counter(
         padded_length(int(length), LENGTH_MULTIPLE, library.longest) for length in library.lengths
     )
@@ -146,7 +146,6 @@ def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds
         row = next(index for index, own in enumerate(library.lengths) if own <= length)
         plans.append(BatchPlan(rows=np.full(shape[0], row), length=length))
     meet(backend, library, plans)
-    return len(plans)
 
 
 def meet(backend: Backend, library: SampleLibrary, plans: Iterable[BatchPlan]) -> None:
