@@ -21,18 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from bertjax import modeldir, programs, tensors
-from bertjax.config import BertConfig, LayerShape, Quantization, count_macs
+from bertjax import modeldir, programs
+from bertjax.config import BertConfig, count_macs
 from bertjax.errors import WorkFailed
+from bertjax.mlperf.shapes import cut_bert_large, random_tensors
 from bertjax.tables import text_table
 
 EXPORT = Path(__file__).resolve().parent.parent / "export"
-HEADS = (9, 10, 8, 8, 7, 7, 6, 6, 6, 5, 5, 5, 4, 4, 4, 3, 3, 2, 2, 1, 1, 1, 0, 0)
-FFN = tuple(
-    32 * units for units in (30, 28, 28, 26, 24, 24, 22, 22, 20, 19, 18, 17, 16, 14, 13, 12, 10, 8, 6, 4, 3, 1, 2, 0)
-)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,32 +40,15 @@ class Model:
 
 def models() -> dict[str, Model]:
     """The rows of the table."""
-    int8 = Quantization(calibrator="max", calibration_examples=1, trained=False)
-    large = BertConfig.bert_large()
-    cut = tuple(LayerShape(heads=heads, ffn=ffn) for heads, ffn in zip(HEADS, FFN, strict=True))
+    large, student = BertConfig.bert_large(), cut_bert_large()
     return {
-        "student-int8": Model(config=dataclasses.replace(large, layers=cut, quantization=int8)),
-        "bert-large-int8": Model(config=dataclasses.replace(large, quantization=int8)),
+        "student-int8": Model(config=student),
+        "bert-large-int8": Model(config=dataclasses.replace(large, quantization=student.quantization)),
         "bert-large-fp16": Model(config=large),
         "bert-large-fp32": Model(config=large, flavour="cpu"),
         # Past 2 GB, where an ONNX file's weights go into a second file.
         "44-layers-fp32": Model(config=dataclasses.replace(large, layers=large.layers[:1] * 44), flavour="cpu"),
     }
-
-
-def write_model(directory: Path, config: BertConfig) -> None:
-    """A model directory with random weights of a usual size and scales that fit them."""
-    rng = np.random.default_rng(0)
-    parameters: modeldir.Tensors = {}
-    for name, shape in tensors.question_answering_shapes(config).items():
-        if name.endswith("LayerNorm.weight"):
-            parameters[name] = np.ones(shape, np.float32)
-        elif not name.endswith("_scale"):
-            parameters[name] = 0.03 * rng.standard_normal(shape, np.float32)
-    for site in tensors.dense_sites(config) if config.quantization else ():
-        parameters[site.weight_scale] = np.abs(parameters[site.weight]).max(axis=1) / 127
-        parameters[site.input_scale] = np.array(3 / 127, np.float32)
-    modeldir.save(directory, config, parameters, tokenizer_from=directory)
 
 
 def run_program(program: str, *flags: str) -> tuple[float, int, str]:
@@ -94,7 +72,7 @@ def run_program(program: str, *flags: str) -> tuple[float, int, str]:
 
 def measure(directory: Path, model: Model) -> dict[str, Any]:
     """Export and build one model; everything that its row shows, and the account as printed."""
-    write_model(directory, model.config)
+    modeldir.save(directory, model.config, random_tensors(model.config), tokenizer_from=directory)
     seconds, memory, _ = run_program("to_onnx.py", "--model", str(directory), "--flavour", model.flavour)
     result: dict[str, Any] = {"export_seconds": seconds, "export_bytes": memory}
     result["onnx_bytes"] = sum(path.stat().st_size for path in directory.glob("model*.onnx*"))

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 
 from bertjax.config import BertConfig
-from bertjax.data.batching import BatchPlan, plan_inference
+from bertjax.data.batching import BatchPlan, padded_length, plan_inference
 from bertjax.data.features import WindowSettings
 from bertjax.mlperf import cpu, measure
 from bertjax.mlperf.backend import Backend, open_backend
@@ -36,14 +36,30 @@ class Passes:
         """Time one pass over the batches, each stream taking the next one when it is free."""
         begin = time.perf_counter()
         with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
-            list(pool.map(self._run, self.plans))
+            list(pool.map(self.run, self.plans))
         return time.perf_counter() - begin
+
+    def processor_seconds(self) -> float:
+        """Processor time of one pass, each stream's equal share; other programs hardly change it.
+
+        For streams of one thread: several wait for each other, often busily.
+        """
+        begin = time.process_time()
+        self.seconds()
+        return (time.process_time() - begin) / self.backend.streams
+
+    def fix_shapes(self) -> Passes:
+        """Give every shape of the batches a compiled OpenVINO model; returns itself."""
+        for plan in self.plans:
+            self.backend.fix((len(plan.rows), plan.length))
+        return self
 
     def warm_up(self) -> None:
         """Meet every shape on every stream."""
         measure.meet(self.backend, self.library, self.plans)
 
-    def _run(self, plan: BatchPlan) -> None:
+    def run(self, plan: BatchPlan) -> None:
+        """One batch."""
         self.backend.infer(*self.library.gather(plan.rows, plan.length))
 
 
@@ -52,6 +68,31 @@ def offline_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray,
     plans = plan_inference(library.lengths[chosen], tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
     plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans)]
     return Passes(backend=backend, library=library, plans=plans)
+
+
+def single_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray) -> Passes:
+    """The chosen, loaded windows one at a time, as SingleStream sends them."""
+    lengths = [padded_length(int(library.lengths[row]), LENGTH_MULTIPLE, library.longest) for row in chosen]
+    plans = [BatchPlan(rows=np.array([row]), length=length) for row, length in zip(chosen, lengths, strict=True)]
+    return Passes(backend=backend, library=library, plans=plans)
+
+
+def draw_windows(lengths: np.ndarray, *, count: int, tokens: int) -> np.ndarray:
+    """Indices of at least `count` windows, int32: whole batches, at random, of those that Offline makes of them all.
+
+    A plain draw has too few windows of one length to fill a batch, which Offline has.
+
+    Args:
+      lengths: int32 [windows].
+      tokens: padded tokens in a batch. Batches of a half or a quarter of that are full, too.
+    """
+    plans = plan_inference(lengths, tokens=tokens, multiple=LENGTH_MULTIPLE, longest=int(lengths.max()))
+    drawn: list[np.ndarray] = []
+    for index in np.random.default_rng(0).permutation(len(plans)):
+        if sum(map(len, drawn)) >= count:
+            break
+        drawn.append(plans[index].rows)
+    return np.concatenate(drawn)
 
 
 def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: float = 0.0) -> np.ndarray:

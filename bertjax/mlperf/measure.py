@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import statistics
@@ -13,10 +14,12 @@ import tqdm
 
 from bertjax.data.batching import BatchPlan, padded_length, plan_inference
 from bertjax.mlperf.backend import Backend
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.packing import BatchCost, fit_cost
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
 
+FIXED_BYTES = 3_000_000_000  # of memory for models of one shape each
 ROUNDS = 3  # in which contenders are measured in turn
 COST_LENGTHS = 4  # lengths at which batches are timed for `batch_cost`, each with few and with many rows
 
@@ -155,6 +158,32 @@ def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int,
     shapes = [(n, length) for length in sorted(index) for n in range(1, rows + 1) if n == 1 or n * length <= tokens]
     plans = [BatchPlan(rows=np.full(count, index[length]), length=length) for count, length in shapes]
     meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
+
+
+def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds: float) -> None:
+    """Give the shapes of full batches a compiled model each, those of most windows first.
+
+    Only OpenVINO gains from it; nothing happens on another backend.
+
+    Args:
+      tokens: padded tokens in a batch, 1 where windows come one at a time.
+      seconds: none is begun after so long.
+    """
+    if not isinstance(backend, OpenVINOBackend):
+        return
+    padded = collections.Counter(
+        padded_length(int(length), LENGTH_MULTIPLE, library.longest) for length in library.lengths
+    )
+    lengths = [length for length, _ in padded.most_common(max(1, FIXED_BYTES // backend.graph_bytes))]
+    begin, plans = time.monotonic(), []
+    for length in tqdm.tqdm(lengths, desc="compile", unit="shape", leave=False, disable=None):
+        if time.monotonic() - begin > seconds:
+            break
+        shape = max(1, tokens // length), length
+        backend.fix(shape)
+        row = next(index for index, own in enumerate(library.lengths) if own <= length)
+        plans.append(BatchPlan(rows=np.full(shape[0], row), length=length))
+    meet(backend, library, plans)
 
 
 def meet(backend: Backend, library: SampleLibrary, plans: Iterable[BatchPlan]) -> None:

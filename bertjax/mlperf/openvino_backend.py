@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
 import json
 import queue
@@ -27,7 +28,16 @@ class OpenVINOBackend:
     # "undef" is a kernel not chosen yet, "ref" one that multiplies in plain loops.
     integer_kernels = re.compile(r"(?!undef|ref).*_I8")
 
-    def __init__(self, graph: Path, config: BertConfig, *, streams: int, threads: int, bf16: bool | None = None):
+    def __init__(
+        self,
+        graph: Path,
+        config: BertConfig,
+        *,
+        streams: int,
+        threads: int,
+        bf16: bool | None = None,
+        profile: bool = False,
+    ):
         """Compile a graph in bertjax's ONNX form, or load what was compiled before from beside it.
 
         On a CPU whose INT8 kernels saturate, OpenVINO has no exact INT8 kernel: there its INT8 passes are switched off
@@ -36,6 +46,7 @@ class OpenVINOBackend:
         Args:
           bf16: whether what the graph leaves in float runs in bfloat16. None: in a quantized model it does where the
             CPU computes that natively, in any other it does not.
+          profile: keep the time of every step for `step_seconds`; such a model is compiled anew.
 
         Raises:
           UserError: OpenVINO is missing or refuses the file.
@@ -55,19 +66,23 @@ class OpenVINOBackend:
         if in_float:
             arithmetic["LP_TRANSFORMS_MODE"] = "NO"
         settings = arithmetic | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
-        folder = _cache_folder(graph, _cache_key(graph, core, openvino.__version__, arithmetic))
+        if profile:
+            settings["PERF_COUNT"] = True
+        folder = None if profile else _cache_folder(graph, _cache_key(graph, core, openvino.__version__, arithmetic))
         if folder is not None:
             settings["CACHE_DIR"] = str(folder)
         try:
             compiled = core.compile_model(str(graph), "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
-        self._compiled = compiled
-        self._outputs = compiled.output("start_logits"), compiled.output("end_logits")
-        self._requests: queue.SimpleQueue = queue.SimpleQueue()
-        for _ in range(streams):
-            self._requests.put(compiled.create_infer_request())
-        self.streams = streams
+        # Models of one shape each would fill the disk. Their streams share the cores, whatever model they are of.
+        self._fixed_settings = settings | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
+        self._core, self._graph, self._compiled, self.streams = core, graph, compiled, streams
+        self.graph_bytes = graph.stat().st_size
+        self._requests = self._open_requests(compiled)
+        self._fixed: dict[tuple[int, ...], queue.SimpleQueue] = {}
+        self._last: Any = None  # the request that ended last
+        self._model: Any = None  # as read, once a shape is fixed
         numbers = "INT8 grid in FP32" if in_float else "INT8" if config.quantization else "" if bf16 else "FP32"
         numbers = " + ".join(filter(None, (numbers, "BF16" if bf16 else "")))
         version = openvino.__version__.split("-")[0]
@@ -75,13 +90,41 @@ class OpenVINOBackend:
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        request = self._requests.get()
+        requests = self._fixed.get(input_ids.shape, self._requests)
+        request = requests.get()
         try:
             results = request.infer(feed, share_inputs=True)
+            self._last = request
             # The request owns its outputs and overwrites them in its next call.
-            return results[self._outputs[0]].copy(), results[self._outputs[1]].copy()
+            return results["start_logits"].copy(), results["end_logits"].copy()
         finally:
-            self._requests.put(request)
+            requests.put(request)
+
+    def fix(self, shape: tuple[int, int]) -> None:
+        """Compile the model once more for batches of just this shape, `(batch, seq)`.
+
+        With open sizes OpenVINO plans every step of every batch anew, which takes a tenth or more of a batch of 1,024
+        tokens and a third of a single window. Costs about half a second, and memory of about the graph's size.
+        """
+        if shape not in self._fixed:
+            if self._model is None:
+                self._model = self._core.read_model(str(self._graph))
+            model = self._model.clone()  # shares the weights
+            model.reshape({name: list(shape) for name in ("input_ids", "attention_mask", "token_type_ids")})
+            self._fixed[shape] = self._open_requests(self._core.compile_model(model, "CPU", self._fixed_settings))
+
+    def _open_requests(self, compiled: Any) -> queue.SimpleQueue:
+        requests: queue.SimpleQueue = queue.SimpleQueue()
+        for _ in range(self.streams):
+            requests.put(compiled.create_infer_request())
+        return requests
+
+    def step_seconds(self) -> dict[tuple[str, str], float]:
+        """Seconds by the clock of the last batch, by the steps' type and kernel; needs `profile`."""
+        seconds: collections.Counter = collections.Counter()
+        for step in self._last.profiling_info:
+            seconds[step.node_type, step.exec_type] += step.real_time.total_seconds()
+        return dict(seconds)
 
     def node_kernels(self) -> dict[str, str]:
         """The kernel of every matrix product, by each node that it stands for; picked when a shape is first met."""

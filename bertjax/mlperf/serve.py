@@ -30,6 +30,8 @@ from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
 # Most rows of the shapes that are met before a run, since others are rare there, and what their lengths are padded to.
 WARM_SHAPES = {"SingleStream": (1, LENGTH_MULTIPLE), "Server": (8, SERVER_MULTIPLE)}
+FIXED = ("Offline", "SingleStream")  # whose batches have few shapes, each compiled for itself
+FIX_SECONDS, FIX_SHARE = 60.0, 0.5  # at most, of compiling them, and as a share of the run's own time
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
@@ -199,6 +201,12 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
     latency_wanted = settings.mode != "AccuracyOnly" and "target_latency" not in given
+    if settings.mode != "AccuracyOnly" and settings.scenario in FIXED:
+        whole = given.get("min_duration", 600_000) / 1000 if duration is None else duration
+        budget = min(FIX_SECONDS, FIX_SHARE * whole)
+        measure.fix_shapes(
+            backend, library, tokens=1 if settings.scenario == "SingleStream" else tokens, seconds=budget
+        )
     if settings.mode != "AccuracyOnly" and settings.scenario in WARM_SHAPES:
         rows, multiple = WARM_SHAPES[settings.scenario]
         measure.warm_up(backend, library, rows=rows, tokens=tokens, multiple=multiple)

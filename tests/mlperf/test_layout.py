@@ -1,10 +1,14 @@
+import collections
+
 import numpy as np
 import pytest
 
 from bertjax.config import BertConfig
 from bertjax.data.features import WindowSettings
 from bertjax.mlperf import layout, measure
+from bertjax.mlperf.backend import cpu_graph
 from bertjax.mlperf.layout import choose_layout, core_shares, fastest
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
 
@@ -83,3 +87,15 @@ def test_the_cost_of_a_batch_is_that_of_shapes_met_before(library, monkeypatch):
     monkeypatch.setattr(measure.time, "perf_counter", lambda: engine.clock[0])
     cost = measure.batch_cost(engine, library, tokens=512, multiple=16)
     assert cost.seconds(3, 64) == pytest.approx(3 * 64 * 1e-4) and cost.batch < 1e-6
+
+
+def test_shapes_of_most_windows_are_compiled_for_themselves_and_only_as_many_as_fit(library, run_dir, monkeypatch):
+    model, fixed = run_dir / "student-int8", []
+    config = BertConfig.from_json(model / "config.json")
+    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=1, threads=1)
+    monkeypatch.setattr(backend, "fix", fixed.append)
+    monkeypatch.setattr(measure, "FIXED_BYTES", 2 * backend.graph_bytes)
+    measure.fix_shapes(backend, library, tokens=1024, seconds=60.0)
+    padded = collections.Counter((-(-library.lengths // 8) * 8).clip(max=library.longest).tolist())
+    assert fixed == [(1024 // length, length) for length, _ in padded.most_common(2)]
+    measure.fix_shapes(Engine(1, 1), library, tokens=1024, seconds=60.0)  # not OpenVINO: nothing to do

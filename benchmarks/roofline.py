@@ -1,0 +1,190 @@
+"""How near the dense layers come to the fastest INT8 products that OpenVINO can do, and where the other time goes.
+
+    python benchmarks/roofline.py --model runs/minilm/student-int8 --output roofline.md
+
+The roof is measured: for every shape of the model's dense layers and several numbers of tokens in a batch, a stack of
+such layers alone, each one's output rounded to INT8 for the next. The best rate counts. Against it stands Offline:
+sorted batches of the model's evaluation windows, a compiled model for each shape, with the encoder's dense
+multiply-accumulates per second. Padding counts, since it is multiplied as well. `inside them` divides by the time in
+dense layers, which do their GELU and rounding in it, `whole run` by all time. The second table shares the time out by
+kind of step, from OpenVINO's counters.
+
+Rates are per core and in processor time, from a busy stream of one thread on each core.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import concurrent.futures
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import tqdm
+from onnx import helper
+
+from bertjax import programs, tensors
+from bertjax.config import BertConfig
+from bertjax.errors import UserError
+from bertjax.mlperf import cpu, records
+from bertjax.mlperf.backend import cpu_graph, require
+from bertjax.mlperf.compare import Passes, draw_windows, interleaved, offline_passes, steady_medians
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
+from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.onnx.dense import dense, fake_quantize
+from bertjax.onnx.emit import IR_VERSION, OPSET
+from bertjax.onnx.graph import CPU, Graph
+from bertjax.tensors import DenseSite
+
+STACK_TOKENS = (512, 1024, 2048)
+PAIRS = 4  # of layers in a stack: there and back
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Stack:
+    """Dense layers from `wide` to `narrow` and back, again and again, on `tokens` tokens, on every stream at once."""
+
+    wide: int
+    narrow: int
+    tokens: int
+    requests: list[Any]  # one per stream
+
+    @property
+    def macs(self) -> int:
+        """Multiply-accumulates of one stream."""
+        return 2 * PAIRS * self.tokens * self.wide * self.narrow
+
+    def processor_seconds(self) -> float:
+        """An equal share for each stream."""
+        x = np.random.default_rng(0).standard_normal((self.tokens, self.wide), np.float32)
+        begin = time.process_time()
+        with concurrent.futures.ThreadPoolExecutor(len(self.requests)) as pool:
+            list(pool.map(lambda request: request.infer([x], share_inputs=True), self.requests))
+        return (time.process_time() - begin) / len(self.requests)
+
+
+def stack_graph(wide: int, narrow: int) -> bytes:
+    """The ONNX file of a stack, with random weights."""
+    graph, random, x = Graph(CPU), np.random.default_rng(0), "x"
+    for index in range(2 * PAIRS):
+        inputs, outputs = (wide, narrow) if index % 2 == 0 else (narrow, wide)
+        site = DenseSite(f"layer{index}", f"layer{index}.input_scale", inputs, outputs)
+        parameters = {
+            site.weight: random.standard_normal((outputs, inputs), np.float32) / np.float32(np.sqrt(inputs)),
+            site.bias: np.zeros(outputs, np.float32),
+            site.weight_scale: np.full(outputs, 0.03 / np.sqrt(inputs), np.float32),
+        }
+        x = fake_quantize(graph, f"layer{index}/input", x, site.input_scale, np.array(3 / 127, np.float32))
+        x = dense(graph, f"layer{index}", x, parameters, site)
+    ends = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["tokens", width])
+        for name, width in (("x", wide), (x, wide))
+    ]
+    made = graph.finish(ends[:1], ends[1:])
+    model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
+    return model.SerializeToString()
+
+
+def open_stacks(config: BertConfig, settings: dict[str, Any]) -> list[Stack]:
+    """A stack for every shape of the model's dense layers and every number of tokens."""
+    core, found = require("openvino", "openvino", "pip install openvino").Core(), []
+    shapes = {tuple(sorted((site.inputs, site.outputs), reverse=True)) for site in tensors.dense_sites(config)}
+    for wide, narrow in tqdm.tqdm(sorted(shapes), desc="compile", unit="stack", leave=False, disable=None):
+        compiled = core.compile_model(core.read_model(stack_graph(wide, narrow)), "CPU", settings)
+        for tokens in STACK_TOKENS:
+            requests = [compiled.create_infer_request() for _ in range(settings["NUM_STREAMS"])]
+            found.append(Stack(wide=wide, narrow=narrow, tokens=tokens, requests=requests))
+    return found
+
+
+def offline(backend: OpenVINOBackend, model: Path, data: Path, count: int) -> Passes:
+    """Batches as Offline makes them of `count` windows at least, met by every stream."""
+    dataset = read_dataset(data, model, records.window_settings(model))
+    chosen = draw_windows(dataset.lengths, count=count, tokens=2 * backend.batch_tokens)
+    library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
+    library.load(chosen.tolist())
+    passes = offline_passes(backend, library, chosen, tokens=backend.batch_tokens)
+    passes.fix_shapes().warm_up()
+    return passes
+
+
+def share_out(passes: Passes, backend: OpenVINOBackend, rounds: int) -> dict[tuple[str, str], float]:
+    """Which share of the time goes into each type and kernel of steps; `backend` keeps times and has one stream."""
+    seconds: collections.Counter = collections.Counter()
+    alone = dataclasses.replace(passes, backend=backend)
+    alone.fix_shapes().warm_up()
+    for _ in tqdm.trange(rounds, desc="counters", unit="round", leave=False, disable=None):
+        for plan in alone.plans:
+            alone.run(plan)
+            seconds.update(backend.step_seconds())
+    total = seconds.total()
+    return {step: each / total for step, each in seconds.most_common()}
+
+
+def tables(best: Stack, roof: float, achieved: float, shares: dict[tuple[str, str], float]) -> str:
+    """Both tables in Markdown.
+
+    Args:
+      roof, achieved: multiply-accumulates per second of the best stack, and of the encoder's dense layers in Offline.
+    """
+    inside = achieved / sum(share for step, share in shares.items() if is_dense(step))
+    lines = [
+        "| dense layers | GMAC/s and core | share of the roof |",
+        "|---|---|---|",
+        f"| the roof: {best.wide} x {best.narrow}, {best.tokens} tokens | {roof / 1e9:.0f} | 100% |",
+        f"| Offline, inside them | {inside / 1e9:.0f} | {inside / roof:.0%} |",
+        f"| Offline, whole run | {achieved / 1e9:.0f} | {achieved / roof:.0%} |",
+        "",
+        "| step | kernel | share of time |",
+        "|---|---|---|",
+    ]
+    lines += [f"| {kind} | {kernel} | {share:.1%} |" for (kind, kernel), share in shares.items() if share >= 0.0005]
+    return "\n".join(lines)
+
+
+def is_dense(step: tuple[str, str]) -> bool:
+    kind, kernel = step
+    return kind == "FullyConnected" and OpenVINOBackend.integer_kernels.fullmatch(kernel) is not None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, required=True, help="INT8 model directory")
+    add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
+    add("--windows", type=int, default=128, help="windows in a pass, at least (default 128)")
+    add("--rounds", type=int, default=7, help="interleaved rounds (default 7), after a warm-up")
+    add("--output", type=Path, help="Markdown file for the tables")
+    options = parser.parse_args()
+
+    config = BertConfig.from_json(options.model / "config.json")
+    if config.quantization is None:
+        raise UserError(f"--model: {options.model} is not quantized; name an INT8 model directory")
+    graph, cores = cpu_graph(options.model, config), cpu.cores()
+    backend = OpenVINOBackend(graph, config, streams=cores, threads=1)
+    passes = offline(backend, options.model, options.data or records.default_data(options.model), options.windows)
+    stacks = open_stacks(config, {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores})
+    times = interleaved(
+        [passes.processor_seconds, *(stack.processor_seconds for stack in stacks)], rounds=options.rounds
+    )
+    usual = steady_medians(times)
+    rates = [stack.macs / seconds for stack, seconds in zip(stacks, usual[1:], strict=True)]
+    tokens = sum(len(plan.rows) * plan.length for plan in passes.plans) / cores
+    macs = tokens * sum(site.inputs * site.outputs for site in tensors.dense_sites(config))
+    shares = share_out(
+        passes, OpenVINOBackend(graph, config, streams=1, threads=1, profile=True), max(1, options.rounds // 2)
+    )
+    roof = max(rates)
+    found = tables(stacks[rates.index(roof)], roof, macs / usual[0], shares)
+    found += f"\n\n{backend.description}; {options.windows} windows, {options.rounds} rounds"
+    print(found)
+    if options.output:
+        options.output.write_text(found + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    programs.run(main)

@@ -1,0 +1,257 @@
+"""How much faster serving is than the MLPerf reference's way, what each step gives, and what pruning alone gives.
+
+    python benchmarks/serving.py --run runs/minilm --output serving.md
+    python benchmarks/serving.py --run runs/minilm --shape --output shape.md
+
+The reference implementation runs FP32 on ONNX Runtime, one window at a time, every window padded to the full length,
+on all cores. The first table starts there, with the run's teacher, and takes one step at a time to the run's student;
+the second sets the student against the teacher in INT8 on the same engine. With --shape both are random models: a
+BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; of the run only the windows are taken.
+
+Everything runs in turn in every round. Batches are drawn whole from those that Offline makes of all windows. Rows timed
+by the clock want a quiet machine; those in processor time, which streams of one thread allow, hardly mind other work.
+The second table has a compiled model for each shape on both sides, as served, but not with --shape, whose models are
+large. The INT8 teacher is not calibrated: its scales are usual ones, good for timing and not for answers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from bertjax import modeldir, programs
+from bertjax.config import BertConfig, count_macs
+from bertjax.data.batching import BatchPlan
+from bertjax.mlperf import cpu, records
+from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf.compare import (
+    Passes,
+    draw_windows,
+    interleaved,
+    offline_passes,
+    single_passes,
+    steady_medians,
+)
+from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.shapes import UNCALIBRATED, cut_bert_large, random_tensors, usual_scales
+
+TOKENS = 1024  # padded tokens in a batch
+QUERIES = 64  # of SingleStream
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Models:
+    """Three model directories: a teacher, the same on its INT8 grid, and a smaller INT8 student."""
+
+    teacher: Path
+    teacher_int8: Path
+    student: Path
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Step:
+    """A row of the first table."""
+
+    name: str
+    passes: Passes
+
+    @property
+    def windows(self) -> int:
+        return sum(len(plan.rows) for plan in self.passes.plans)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Contest:
+    """A row of the second table: what gives the seconds of the INT8 teacher, and those of the student."""
+
+    scenario: str
+    timed_by: str
+    teacher: Callable[[], float]
+    student: Callable[[], float]
+
+
+def run_models(run: Path, folder: Path) -> Models:
+    """Those of a run; the INT8 teacher is written to `folder`."""
+    config, arrays = modeldir.load_question_answering(run / "teacher")
+    config = dataclasses.replace(config, quantization=UNCALIBRATED)
+    arrays = arrays | usual_scales(config, arrays)
+    modeldir.save(folder / "teacher-int8", config, arrays, tokenizer_from=run / "teacher")
+    return Models(teacher=run / "teacher", teacher_int8=folder / "teacher-int8", student=run / "student-int8")
+
+
+def shape_models(folder: Path) -> Models:
+    """A BERT-large and a student of it, with random weights, in `folder`."""
+    large = BertConfig.bert_large()
+    configs = {
+        "teacher": large,
+        "teacher-int8": dataclasses.replace(large, quantization=UNCALIBRATED),
+        "student-int8": cut_bert_large(),
+    }
+    for name, config in configs.items():
+        modeldir.save(folder / name, config, random_tensors(config), tokenizer_from=folder)
+    return Models(teacher=folder / "teacher", teacher_int8=folder / "teacher-int8", student=folder / "student-int8")
+
+
+def load_windows(run: Path, count: int) -> tuple[SampleLibrary, np.ndarray]:
+    """At least `count` windows of the run's evaluation file, loaded, and their indices."""
+    model = run / "teacher"
+    windows = records.window_settings(model)
+    dataset = read_dataset(records.default_data(model), model, windows)
+    chosen = draw_windows(dataset.lengths, count=count, tokens=2 * TOKENS)
+    library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
+    library.longest = windows.max_seq  # the reference pads everything to it
+    library.load(chosen.tolist())
+    return library, chosen
+
+
+def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short: bool) -> list[Step]:
+    """The reference's way, then one step more in each row; a short one leaves out steps that take minutes."""
+    longest, cores = library.longest, cpu.cores()
+    open_with = functools.partial(open_backend, longest=longest)
+    together, apart = {"streams": 1, "threads": cores}, {"streams": cores, "threads": 1}
+    reference = open_with("onnxruntime", models.teacher, **together)
+    few = np.random.default_rng(0).choice(chosen, max(2, len(chosen) // 32), replace=False)
+    padded = [BatchPlan(rows=np.array([row]), length=longest) for row in few]
+
+    def step(name: str, engine: str, model: Path, shares: dict[str, int], tokens: int = TOKENS) -> Step:
+        backend = reference if model == models.teacher else open_with(engine, model, **shares)
+        return Step(name=name, passes=offline_passes(backend, library, chosen, tokens=tokens))
+
+    steps = [Step(name="the reference's way", passes=Passes(backend=reference, library=library, plans=padded))]
+    if not short:
+        steps += [
+            step("batches by length", "onnxruntime", models.teacher, together),
+            step("INT8", "onnxruntime", models.teacher_int8, together),
+            step("OpenVINO", "openvino", models.teacher_int8, together),
+        ]
+    steps.append(step(f"{cores} streams of one thread", "openvino", models.teacher_int8, apart))
+    steps.append(step("pruning", "openvino", models.student, apart))
+    if not short:
+        last = step("a model for each shape", "openvino", models.student, apart)
+        last.passes.fix_shapes()
+        steps.append(last)
+    return steps
+
+
+def contests(models: Models, library: SampleLibrary, chosen: np.ndarray, *, fixed: bool) -> list[Contest]:
+    """The INT8 teacher and the student on OpenVINO, in Offline and SingleStream; `fixed`: a model for each shape."""
+    cores, queries = cpu.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
+
+    def passes(model: Path, streams: int, threads: int, *, single: bool) -> Passes:
+        backend = open_backend("openvino", model, streams=streams, threads=threads, longest=library.longest)
+        if single:
+            found = single_passes(backend, library, queries)
+        else:
+            found = offline_passes(backend, library, chosen, tokens=TOKENS)
+        if fixed:
+            found.fix_shapes()
+        found.warm_up()
+        return found
+
+    def contest(streams: int, threads: int, single: bool, timed_by: str, run: Callable[[Passes], float]) -> Contest:
+        scenario = f"{'SingleStream, p90' if single else 'Offline'}, {streams} x {threads}"
+        both = (passes(model, streams, threads, single=single) for model in (models.teacher_int8, models.student))
+        teacher, student = (functools.partial(run, one) for one in both)
+        return Contest(scenario=scenario, timed_by=timed_by, teacher=teacher, student=student)
+
+    return [
+        contest(cores, 1, False, "clock", Passes.seconds),
+        contest(cores, 1, False, "processor time", Passes.processor_seconds),
+        contest(1, cores, True, "clock", functools.partial(p90, clock=time.perf_counter)),
+        contest(1, 1, True, "processor time", functools.partial(p90, clock=time.process_time)),
+    ]
+
+
+def p90(passes: Passes, clock: Callable[[], float]) -> float:
+    """Seconds below which nine of ten batches end, run one after the other."""
+    times = []
+    for plan in passes.plans:
+        begin = clock()
+        passes.run(plan)
+        times.append(clock() - begin)
+    return float(np.percentile(times, 90))
+
+
+def ladder_table(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short: bool, rounds: int) -> str:
+    """Measure the steps of `ladder`; a Markdown table."""
+    steps = ladder(models, library, chosen, short=short)
+    for step in tqdm.tqdm(steps, desc="warm-up", leave=False, disable=None):
+        step.passes.warm_up()
+    times = interleaved([step.passes.seconds for step in steps], rounds=rounds)
+    times = times / [step.windows for step in steps]
+    usual, ratios = steady_medians(times), times[:, :1] / times
+    lines = ["| step | engine | samples/s | this step | in all | range of rounds |", "|---|---|---|---|---|---|"]
+    for column, step in enumerate(steps):
+        alone = usual[max(column - 1, 0)] / usual[column]
+        lines.append(
+            f"| {step.name} | {step.passes.backend.description} | {1 / usual[column]:.1f} | {alone:.2f} |"
+            f" {usual[0] / usual[column]:.2f} | {ratios[:, column].min():.2f} to {ratios[:, column].max():.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def contest_table(rows: list[Contest], fewer: float, rounds: int) -> str:
+    """Measure the contests; a Markdown table.
+
+    Args:
+      fewer: how many times fewer multiply-accumulates the student has.
+    """
+    times = interleaved([run for row in rows for run in (row.teacher, row.student)], rounds=rounds)
+    usual = steady_medians(times)
+    lines = [
+        "| scenario | timed by | student is faster | range of rounds | share of MACs ratio |",
+        "|---|---|---|---|---|",
+    ]
+    for index, row in enumerate(rows):
+        ratios, faster = times[:, 2 * index] / times[:, 2 * index + 1], usual[2 * index] / usual[2 * index + 1]
+        lines.append(
+            f"| {row.scenario} | {row.timed_by} | {faster:.2f} | {ratios.min():.2f} to {ratios.max():.2f} |"
+            f" {faster / fewer:.0%} |"
+        )
+    return "\n".join(lines)
+
+
+def macs_fewer(models: Models, lengths: np.ndarray) -> float:
+    """The teacher's multiply-accumulates over the student's for windows of these lengths."""
+    configs = [BertConfig.from_json(model / "config.json") for model in (models.teacher, models.student)]
+    teacher, student = (sum(count_macs(config, int(length)) for length in lengths) for config in configs)
+    return teacher / student
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, help="run directory with teacher/ and student-int8/")
+    add("--shape", action="store_true", help="a BERT-large and its 5.6x student with random weights instead")
+    add("--windows", type=int, help="windows in a pass, at least (default 128; with --shape 64)")
+    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
+    add("--output", type=Path, help="Markdown file for the tables")
+    options = parser.parse_args()
+
+    library, chosen = load_windows(options.run, options.windows or (64 if options.shape else 128))
+    with tempfile.TemporaryDirectory() as folder:
+        models = shape_models(Path(folder)) if options.shape else run_models(options.run, Path(folder))
+        steps = ladder_table(models, library, chosen, short=options.shape, rounds=options.rounds)
+        fewer = macs_fewer(models, np.full(1, library.longest))
+        pruning = contest_table(contests(models, library, chosen, fixed=not options.shape), fewer, options.rounds)
+        here = macs_fewer(models, library.lengths[chosen])
+    print(steps, pruning, sep="\n\n")
+    about = (
+        f"{len(chosen)} windows, {options.rounds} rounds, {cpu.cores()} cores, batches of {TOKENS} tokens. The student"
+        f" has {fewer:.2f} times fewer MACs at {library.longest} tokens and {here:.2f} at these windows' lengths."
+    )
+    print(f"\n{about}")
+    if options.output:
+        options.output.write_text(f"{steps}\n\n{pruning}\n\n{about}\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    programs.run(main)
