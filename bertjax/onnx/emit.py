@@ -21,6 +21,7 @@ from bertjax.tensors import DenseSite
 
 # ONNX Runtime mishandles int8 Q/DQ around Reshape and Transpose from opset 21 on; 20 is the first with Gelu.
 OPSET = 20
+REVISION = "2"  # of the graphs written here: files of another one are exported again
 IR_VERSION = 9  # the one that came with opset 20, so that older runtimes read the file
 
 # Added to the scores of padding. exp() of it is 0 in float32, and float16 holds it together with any real score.

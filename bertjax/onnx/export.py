@@ -111,6 +111,7 @@ def _record(directory: Path, config: BertConfig, flavour: FlavourName) -> dict[s
         "config": json.dumps(config.to_dict(), sort_keys=True),
         "source_sha256": source_digest(directory),
         "bertjax_version": bertjax.__version__,
+        "emitter_revision": REVISION,
     }
 
 
