@@ -16,7 +16,7 @@ import bertjax
 from bertjax import modeldir
 from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
-from bertjax.onnx.emit import emit
+from bertjax.onnx.emit import REVISION, emit
 from bertjax.onnx.graph import FLAVOURS, FlavourName
 
 # A protobuf message ends at 2 GiB; past this many bytes of weights they go into a file of their own.
