@@ -146,8 +146,8 @@ def _by_length(library: SampleLibrary, multiple: int) -> dict[int, int]:
     return {length: sample for sample, length in enumerate(padded)}
 
 
-def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int, multiple: int) -> None:
-    """Run every shape that may come, of up to `rows` rows and `tokens` padded tokens, once on every stream.
+def warm_up(backend: Backend, library: SampleLibrary, *, rows: Sequence[int], tokens: int, multiple: int) -> None:
+    """Run every shape that may come, of these numbers of rows and up to `tokens` padded tokens, once on every stream.
 
     Lengths are those of the library, padded to `multiple`.
 
@@ -155,7 +155,7 @@ def warm_up(backend: Backend, library: SampleLibrary, *, rows: int, tokens: int,
     under a latency bound the first seconds would decide the result.
     """
     index = _by_length(library, multiple)
-    shapes = [(n, length) for length in sorted(index) for n in range(1, rows + 1) if n == 1 or n * length <= tokens]
+    shapes = [(n, length) for length in sorted(index) for n in rows if n == 1 or n * length <= tokens]
     plans = [BatchPlan(rows=np.full(count, index[length]), length=length) for count, length in shapes]
     meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
 

@@ -7,6 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+# How many samples a batch may hold. Few counts, so that all shapes can be met before a run: the first time that an
+# engine meets one takes several times as long, and under load one such batch makes a queue late for seconds.
+BATCH_ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchCost:
@@ -54,7 +58,7 @@ def cheapest_batches(lengths: Sequence[int], *, tokens: int, cost: BatchCost) ->
 
     Args:
       lengths: padded lengths in ascending order.
-      tokens: most padded tokens in a batch of several samples.
+      tokens: most padded tokens in a batch of several samples; it holds as many as BATCH_ROWS has.
 
     Returns:
       Ranges (begin, end) that cover all samples.
@@ -62,14 +66,14 @@ def cheapest_batches(lengths: Sequence[int], *, tokens: int, cost: BatchCost) ->
     best, cuts, overhead = [0.0], [0], cost.batch
     for end, length in enumerate(lengths, start=1):
         row = cost.row(length)
-        begin = end - 1
-        least, cut = best[begin] + overhead + row, begin
-        added = overhead + row
-        for begin in range(end - 2, max(0, end - tokens // length) - 1, -1):
-            added += row
-            total = best[begin] + added
+        least, cut = best[end - 1] + overhead + row, end - 1
+        most = min(end, tokens // length)
+        for rows in BATCH_ROWS[1:]:
+            if rows > most:
+                break
+            total = best[end - rows] + overhead + rows * row
             if total < least:
-                least, cut = total, begin
+                least, cut = total, end - rows
         best.append(least)
         cuts.append(cut)
     ranges, end = [], len(lengths)

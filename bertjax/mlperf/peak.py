@@ -100,7 +100,6 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
         scenario="Server",
         streams=layout.streams,
         threads=layout.threads,
-        batch_tokens=layout.batch_tokens,
     )
 
     def probe(rate: float, confirming: bool) -> Probe:

@@ -18,6 +18,7 @@ from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
 from bertjax.mlperf.local_workers import open_local
+from bertjax.mlperf.packing import BATCH_ROWS
 from bertjax.mlperf.pictures import draw_run
 from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, BatchQueue, DynamicQueue, PlannedQueue
 from bertjax.mlperf.results import read_accuracy, read_peak_rate, read_performance
@@ -28,8 +29,8 @@ from bertjax.mlperf.timeline import Timeline, resident_bytes
 from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
-# Most rows of the shapes that are met before a run, since others are rare there, and what their lengths are padded to.
-WARM_SHAPES = {"SingleStream": (1, LENGTH_MULTIPLE), "Server": (8, SERVER_MULTIPLE)}
+# Rows of the shapes that are met before a run, and what their lengths are padded to.
+WARM_SHAPES = {"SingleStream": ((1,), LENGTH_MULTIPLE), "Server": (BATCH_ROWS, SERVER_MULTIPLE)}
 FIXED = ("Offline", "SingleStream")  # whose batches have few shapes, each compiled for itself
 FIX_SECONDS, FIX_SHARE = 60.0, 0.5  # at most, of compiling them, and as a share of the run's own time
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
