@@ -33,7 +33,7 @@ from bertjax.mlperf.compare import Passes, interleaved, offline_passes
 from bertjax.mlperf.kernels import dense_kernels, format_share
 from bertjax.mlperf.layout import core_shares
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.samples import SampleLibrary, open_library
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,9 @@ def _open(name: str, model: Path, config: BertConfig, *, streams: int, threads: 
 
 def _load(model: Path, data: Path, windows: WindowSettings, count: int) -> tuple[SampleLibrary, np.ndarray]:
     """A model's library with `count` windows of the file loaded, the same for every model, and their indices."""
-    dataset = read_dataset(data, model, windows)
+    dataset, library = open_library(data, model, windows)
     size = min(count, len(dataset.windows))
     chosen = np.random.default_rng(0).choice(len(dataset.windows), size, replace=False)
-    library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
     library.longest = windows.max_seq  # the yardstick pads everything to it
     library.load(chosen.tolist())
     return library, chosen

@@ -95,12 +95,10 @@ def watched_run(settings: harness.ServeSettings) -> tuple[harness.Result, Spent]
             spent["issuing"] += time.thread_time() - begin
 
     serve.System = Timed
-    begin = time.monotonic()
     run_test = serve.loadgen.run
 
     @functools.wraps(run_test)
     def timed_test(*args: Any) -> None:
-        nonlocal begin
         begin = time.monotonic()
         run_test(*args)
         spent["run"] = time.monotonic() - begin
@@ -139,7 +137,7 @@ def main() -> None:
             data=options.data or records.default_data(options.model),
             mode="PerformanceOnly",
             log_root=Path(logs),
-            windows=records.window_settings(options.model, max_seq=None, doc_stride=None, max_query=None),
+            windows=records.window_settings(options.model),
             duration_seconds=options.duration,
         )
         for scenario, qps in (("Offline", OFFLINE_QPS), ("Server", SERVER_QPS)):

@@ -34,7 +34,7 @@ from bertjax.mlperf import cpu, records
 from bertjax.mlperf.backend import cpu_graph, require
 from bertjax.mlperf.compare import Passes, draw_windows, interleaved, offline_passes, steady_medians
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.samples import open_library
 from bertjax.onnx.dense import dense, fake_quantize
 from bertjax.onnx.emit import IR_VERSION, OPSET
 from bertjax.onnx.graph import CPU, Graph
@@ -103,9 +103,8 @@ def open_stacks(config: BertConfig, settings: dict[str, Any]) -> list[Stack]:
 
 def offline(backend: OpenVINOBackend, model: Path, data: Path, count: int) -> Passes:
     """Batches as Offline makes them of `count` windows at least, met by every stream."""
-    dataset = read_dataset(data, model, records.window_settings(model))
+    dataset, library = open_library(data, model, records.window_settings(model))
     chosen = draw_windows(dataset.lengths, count=count, tokens=2 * backend.batch_tokens)
-    library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
     library.load(chosen.tolist())
     passes = offline_passes(backend, library, chosen, tokens=backend.batch_tokens)
     passes.fix_shapes().warm_up()

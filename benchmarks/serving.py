@@ -40,7 +40,7 @@ from bertjax.mlperf.compare import (
     single_passes,
     steady_medians,
 )
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.samples import SampleLibrary, open_library
 from bertjax.mlperf.shapes import UNCALIBRATED, cut_bert_large, random_tensors, usual_scales
 
 TOKENS = 1024  # padded tokens in a batch
@@ -104,9 +104,8 @@ def load_windows(run: Path, count: int) -> tuple[SampleLibrary, np.ndarray]:
     """At least `count` windows of the run's evaluation file, loaded, and their indices."""
     model = run / "teacher"
     windows = records.window_settings(model)
-    dataset = read_dataset(records.default_data(model), model, windows)
+    dataset, library = open_library(records.default_data(model), model, windows)
     chosen = draw_windows(dataset.lengths, count=count, tokens=2 * TOKENS)
-    library = SampleLibrary(dataset, BertConfig.from_json(model / "config.json").pad_token_id)
     library.longest = windows.max_seq  # the reference pads everything to it
     library.load(chosen.tolist())
     return library, chosen

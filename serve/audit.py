@@ -38,7 +38,7 @@ def main() -> None:
 
     from bertjax.mlperf import harness, records
     from bertjax.mlperf.report import format_result
-    from bertjax.mlperf.userconf import AUDIT_CONF
+    from bertjax.mlperf.userconf import find_audit_conf
     from bertjax.runs import newest_student
 
     if options.benchmarks != "bert":
@@ -58,7 +58,7 @@ def main() -> None:
             backend=options.backend,
             duration_seconds=options.duration,
             user_conf=options.user_conf,
-            audit_conf=options.audit_conf or (AUDIT_CONF if AUDIT_CONF.exists() else None),
+            audit_conf=find_audit_conf(options.audit_conf),
         )
         for scenario in options.scenarios.split(",")
     ]

@@ -58,7 +58,7 @@ def main() -> None:
 
     from bertjax.mlperf import harness, records
     from bertjax.mlperf.report import format_result
-    from bertjax.mlperf.userconf import AUDIT_CONF
+    from bertjax.mlperf.userconf import find_audit_conf
     from bertjax.runs import newest_student
 
     model = options.model or newest_student()
@@ -81,7 +81,7 @@ def main() -> None:
         duration_seconds=options.duration,
         target_qps=options.target_qps,
         user_conf=options.user_conf,
-        audit_conf=options.audit_conf or (AUDIT_CONF if AUDIT_CONF.exists() else None),
+        audit_conf=find_audit_conf(options.audit_conf),
     )
     result = _find_peak(settings) if options.find_peak else harness.run(settings)
     print(format_result(result))

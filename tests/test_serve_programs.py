@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mlperf.conftest import squad
-from tests.models import tiny_config, write_random_model
+from tests.mlperf.conftest import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -23,10 +22,7 @@ def folder(tmp_path_factory):
     """A working folder with one finished run: what `python train/distill.py` leaves."""
     folder = tmp_path_factory.mktemp("work")
     run = folder / "runs" / "demo"
-    write_random_model(run / "student-int8", tiny_config(), seed=1)
-    (run / "eval.json").write_text(json.dumps(squad(8)))
-    data = {"eval_file": "runs/demo/eval.json", "max_seq": 128, "doc_stride": 64, "max_query": 32}
-    (run / "metrics.json").write_text(json.dumps({"data": data, "stages": {"teacher": {"f1": 5.0}}}))
+    write_run(run, 8, eval_file="runs/demo/eval.json", stages={"teacher": {"f1": 5.0}})
     return folder
 
 

@@ -25,6 +25,11 @@ def padded_length(length: int, multiple: int, longest: int) -> int:
     return min(-(-length // multiple) * multiple, longest)
 
 
+def padded_lengths(lengths: np.ndarray, multiple: int, longest: int) -> np.ndarray:
+    """`padded_length` of each, of the same shape and dtype."""
+    return np.minimum(-(-lengths // multiple) * multiple, longest)
+
+
 def collate(windows: Sequence[Window], rows: Sequence[int], length: int, pad_id: int = 0) -> Batch:
     """Pad windows into arrays.
 
@@ -71,7 +76,7 @@ def plan_inference(lengths: np.ndarray, *, tokens: int, multiple: int, longest: 
     For one padded length all batches but the last have the same number of rows.
     """
     order = np.argsort(lengths, kind="stable").astype(np.int32)
-    padded = np.minimum(-(-lengths[order] // multiple) * multiple, longest)
+    padded = padded_lengths(lengths[order], multiple, longest)
     plans = []
     found, firsts = np.unique(padded, return_index=True)
     for length, rows in zip(found.tolist(), np.split(order, firsts[1:]), strict=True):

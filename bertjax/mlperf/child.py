@@ -9,12 +9,13 @@ import threading
 import traceback
 
 from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf import processes
 
 
 def main() -> None:
     """Serve once, for `harness.run`. The pipe's file descriptor is the only argument."""
     settings = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=processes.end_with_parent, daemon=True).start()
     try:
         from bertjax.mlperf.serve import serve
 
@@ -28,14 +29,6 @@ def main() -> None:
         pickle.dump(outcome, answer)
     sys.stderr.flush()
     os._exit(0)  # after a failure LoadGen's thread still waits in C++, and Python's own way out would abort
-
-
-def end_with_parent() -> None:
-    """End this process when the one that holds the other end of its stdin closes it or is gone."""
-    sys.stdin.buffer.read()  # nothing more comes
-    if ray_workers := sys.modules.get("bertjax.mlperf.ray_workers"):
-        ray_workers.leave()
-    os._exit(1)
 
 
 if __name__ == "__main__":

@@ -11,13 +11,12 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax.config import BertConfig
-from bertjax.data.batching import BatchPlan, padded_length, plan_inference
+from bertjax.data.batching import BatchPlan, padded_lengths, plan_inference
 from bertjax.data.features import WindowSettings
 from bertjax.mlperf import cpu, measure
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.samples import SampleLibrary, open_library
 
 WINDOWS = 512
 ROUNDS = 5
@@ -72,8 +71,8 @@ def offline_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray,
 
 def single_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray) -> Passes:
     """The chosen, loaded windows one at a time, as SingleStream sends them."""
-    lengths = [padded_length(int(library.lengths[row]), LENGTH_MULTIPLE, library.longest) for row in chosen]
-    plans = [BatchPlan(rows=np.array([row]), length=length) for row, length in zip(chosen, lengths, strict=True)]
+    lengths = padded_lengths(library.lengths[chosen], LENGTH_MULTIPLE, library.longest)
+    plans = [BatchPlan(rows=np.array([row]), length=int(length)) for row, length in zip(chosen, lengths, strict=True)]
     return Passes(backend=backend, library=library, plans=plans)
 
 
@@ -146,10 +145,9 @@ def offline_speeds(models: Sequence[Path], data: Path, windows: WindowSettings, 
     Raises:
       UserError: a model or the file is wrong, or the backend cannot run here.
     """
-    dataset = read_dataset(data, models[0], windows)
+    dataset, library = open_library(data, models[0], windows)
     size = min(WINDOWS, len(dataset.windows))
     chosen = np.random.default_rng(0).choice(len(dataset.windows), size, replace=False)
-    library = SampleLibrary(dataset, BertConfig.from_json(models[0] / "config.json").pad_token_id)
     library.load(chosen.tolist())
     passes = []
     for model in tqdm.tqdm(models, desc="warm-up", unit="model", leave=False, disable=None):

@@ -8,7 +8,6 @@ import math
 import os
 import pickle
 import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from typing import Any
 from bertjax.data.features import WindowSettings
 from bertjax.data.metrics import Score
 from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf import processes
 from bertjax.mlperf.backend import BACKENDS
 from bertjax.mlperf.layout import Layout
 from bertjax.mlperf.results import Performance
@@ -27,6 +27,7 @@ SCORED = ("SubmissionRun", "AccuracyOnly")  # those of MODES that give an accura
 LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
 SHORT_SECONDS = 10.0  # a run for people
 ENDING_SECONDS = 10.0  # for a serving process to end what it has started; Ray takes some
+SERVER_BOUND_MILLISECONDS = 130.0  # mlperf.conf's target_latency of bert in Server, of the 99th percentile
 OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
 
 
@@ -113,34 +114,21 @@ def run(settings: ServeSettings) -> Result:
       KeyboardInterrupt: the run's process has then ended too.
     """
     check(settings)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
     read_end, write_end = os.pipe()
-    # A session of its own: Ctrl-C reaches only this process, which ends the other one. Should this process be killed,
-    # the end of its stdin tells the other.
-    process = subprocess.Popen(
-        [sys.executable, "-m", "bertjax.mlperf.child", str(write_end)],
-        stdin=subprocess.PIPE,
-        pass_fds=[write_end],
-        start_new_session=True,
-        env=environment,
-    )
+    process = processes.start("bertjax.mlperf.child", settings, [write_end])
     os.close(write_end)
     try:
-        with contextlib.suppress(BrokenPipeError):  # it has died already; what follows tells how
-            process.stdin.write(pickle.dumps(settings))
-            process.stdin.flush()
         with open(read_end, "rb") as answer:
             content = answer.read()
         code = process.wait()
     finally:
-        with contextlib.suppress(BrokenPipeError):
-            process.stdin.close()
+        processes.close_stdin(process)
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(ENDING_SECONDS)
         process.kill()
         process.wait()
     if not content:
-        how = f"signal {-code}" if code < 0 else f"exit code {code}"
+        how = processes.how_it_ended(code)
         raise WorkFailed(f"the serving process of {settings.model} ended with {how} before the run was done")
     outcome = pickle.loads(content)
     if isinstance(outcome, Exception):

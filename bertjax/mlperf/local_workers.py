@@ -6,7 +6,6 @@ import contextlib
 import multiprocessing
 import os
 import pickle
-import subprocess
 import sys
 import threading
 from collections.abc import Callable
@@ -15,9 +14,8 @@ from multiprocessing.connection import Connection
 import numpy as np
 
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import cpu
+from bertjax.mlperf import cpu, processes
 from bertjax.mlperf.backend import Backend, Logits
-from bertjax.mlperf.child import end_with_parent
 from bertjax.mlperf.workers import About, WorkerLost, WorkerPool
 
 
@@ -51,19 +49,10 @@ class LocalWorker:
         pairs = [multiprocessing.Pipe() for _ in range(streams)]
         theirs = [theirs.fileno() for _, theirs in pairs]
         self._pipes = [ours for ours, _ in pairs]
-        # A session of its own, so that Ctrl-C does not reach it; the end of its stdin tells it that this process ended.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "bertjax.mlperf.local_workers", *map(str, theirs)],
-            stdin=subprocess.PIPE,
-            pass_fds=theirs,
-            start_new_session=True,
-            env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        )
+        content = (open_with, streams, threads, cores)
+        self._process = processes.start("bertjax.mlperf.local_workers", content, theirs)
         for _, end in pairs:
             end.close()
-        with contextlib.suppress(BrokenPipeError):  # it has died already, and the answer tells
-            self._process.stdin.write(pickle.dumps((open_with, streams, threads, cores)))
-            self._process.stdin.flush()
         try:
             self.about = self._answer(self._pipes[0])
         except BaseException:
@@ -85,8 +74,7 @@ class LocalWorker:
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
-        with contextlib.suppress(BrokenPipeError):
-            self._process.stdin.close()
+        processes.close_stdin(self._process)
 
     def _answer(self, pipe: Connection) -> object:
         try:
@@ -99,14 +87,14 @@ class LocalWorker:
 
     def _lost(self) -> WorkerLost:
         self._process.kill()  # a broken pipe is the end of it, should the rest still run
-        code = self._process.wait()
-        return WorkerLost(f"(process {self.pid}) ended with {f'signal {-code}' if code < 0 else f'exit code {code}'}")
+        how = processes.how_it_ended(self._process.wait())
+        return WorkerLost(f"(process {self.pid}) ended with {how}")
 
 
 def main() -> None:
     """Be a worker: what to open in on stdin, then batches in and answers out on a pipe for each stream."""
     open_with, streams, threads, cores = pickle.load(sys.stdin.buffer)
-    threading.Thread(target=end_with_parent, daemon=True).start()
+    threading.Thread(target=processes.end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, cores)  # before the engine looks how many there are
     first, *rest = (Connection(int(number)) for number in sys.argv[1:])
@@ -115,14 +103,7 @@ def main() -> None:
     except Exception as error:
         first.send(_sendable(error))
         return
-    # A backend that allows fewer calls at once lets the others wait.
-    about = About(
-        name=backend.name,
-        description=backend.description,
-        streams=min(streams, backend.streams),
-        batch_tokens=backend.batch_tokens,
-    )
-    first.send(about)
+    first.send(About.of(backend, streams))
     for pipe in rest:
         threading.Thread(target=_serve, args=(backend, pipe), daemon=True).start()
     _serve(backend, first)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import tqdm
 
-from bertjax.data.batching import BatchPlan, padded_length, plan_inference
+from bertjax.data.batching import BatchPlan, padded_length, padded_lengths, plan_inference
 from bertjax.mlperf.backend import Backend
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.packing import BatchCost, fit_cost
@@ -142,7 +142,7 @@ def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:
 
 def _by_length(library: SampleLibrary, multiple: int) -> dict[int, int]:
     """A window of every padded length that there is."""
-    padded = [padded_length(int(length), multiple, library.longest) for length in library.lengths]
+    padded = padded_lengths(library.lengths, multiple, library.longest).tolist()
     return {length: sample for sample, length in enumerate(padded)}
 
 
@@ -171,18 +171,15 @@ def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds
     """
     if not isinstance(backend, OpenVINOBackend):
         return
-    padded = collections.Counter(
-        padded_length(int(length), LENGTH_MULTIPLE, library.longest) for length in library.lengths
-    )
+    padded = collections.Counter(padded_lengths(library.lengths, LENGTH_MULTIPLE, library.longest).tolist())
     lengths = [length for length, _ in padded.most_common(max(1, FIXED_BYTES // backend.graph_bytes))]
-    begin, plans = time.monotonic(), []
+    begin, index, plans = time.monotonic(), _by_length(library, LENGTH_MULTIPLE), []
     for length in tqdm.tqdm(lengths, desc="compile", unit="shape", leave=False, disable=None):
         if time.monotonic() - begin > seconds:
             break
         shape = max(1, tokens // length), length
         backend.fix(shape)
-        row = next(index for index, own in enumerate(library.lengths) if own <= length)
-        plans.append(BatchPlan(rows=np.full(shape[0], row), length=length))
+        plans.append(BatchPlan(rows=np.full(shape[0], index[length]), length=length))
     meet(backend, library, plans)
 
 

@@ -15,7 +15,6 @@ from bertjax.mlperf import harness
 from bertjax.mlperf.harness import Result, ServeSettings
 from bertjax.mlperf.userconf import read_user_conf
 
-BOUND_MILLISECONDS = 130.0  # mlperf.conf's target_latency of bert in Server
 STEP = 0.02  # to which the rate is found, as a share of Offline's
 STEP_DOWN = 0.03  # by which the rate falls, as a share of itself, after a confirming run that failed
 CONFIRMATIONS = 10  # runs of full length before the search gives up
@@ -75,7 +74,7 @@ class Peak:
 
 
 def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None]) -> Peak:
-    """Find the highest VALID rate of a model. Streams, threads and batches are measured once, in an Offline run.
+    """Find the highest VALID rate of a model. Streams and threads are measured once, in an Offline run.
 
     Args:
       settings: of the full-length run; scenario and rate are the search's own. Logs go to `offline`, `probe-<n>` and
@@ -86,7 +85,7 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
       UserError, WorkFailed: as `harness.run` and `find_peak`.
     """
     conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
-    bound = conf.get("target_latency", BOUND_MILLISECONDS) / 1e3
+    bound = conf.get("target_latency", harness.SERVER_BOUND_MILLISECONDS) / 1e3
     full = settings.duration_seconds or conf.get("min_duration", 1e3 * harness.SHORT_SECONDS) / 1e3
     short = min(full, PROBE_SECONDS)
     root, results = settings.log_root, []
@@ -95,12 +94,7 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
     )
     offline = harness.run(begin)
     layout, highest = offline.layout, offline.performance.samples_per_second
-    base = dataclasses.replace(
-        settings,
-        scenario="Server",
-        streams=layout.streams,
-        threads=layout.threads,
-    )
+    base = dataclasses.replace(settings, scenario="Server", streams=layout.streams, threads=layout.threads)
 
     def probe(rate: float, confirming: bool) -> Probe:
         number = 1 + len(results)

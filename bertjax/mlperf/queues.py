@@ -12,7 +12,7 @@ from typing import Protocol
 
 import numpy as np
 
-from bertjax.data.batching import padded_length, plan_inference
+from bertjax.data.batching import padded_lengths, plan_inference
 from bertjax.mlperf.packing import BatchCost, cheapest_batches
 
 LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
@@ -102,7 +102,7 @@ class DynamicQueue:
           clock: seconds; a simulation brings its own.
         """
         longest = int(lengths.max())
-        self._padded = [padded_length(length, SERVER_MULTIPLE, longest) for length in lengths.tolist()]
+        self._padded = padded_lengths(lengths, SERVER_MULTIPLE, longest).tolist()
         self._tokens, self._cost, self._budget, self._clock = tokens, cost, budget, clock
         self._alone = {length: cost.seconds(1, length) for length in set(self._padded)}
         self._arrivals: queue.SimpleQueue[_Waiting | None] = queue.SimpleQueue()

@@ -173,12 +173,7 @@ class _Actor:
             self._backend = open_with(streams=streams, threads=threads)
         except UserError as error:
             raise UserError(f"on the Ray node {platform.node()}: {error}") from None
-        return About(
-            name=self._backend.name,
-            description=self._backend.description,
-            streams=min(streams, self._backend.streams),
-            batch_tokens=self._backend.batch_tokens,
-        )
+        return About.of(self._backend, streams)
 
     def infer(self, *batch: np.ndarray) -> Logits:
         return self._backend.infer(*batch)

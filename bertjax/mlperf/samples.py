@@ -48,6 +48,12 @@ def fitting_tokenizer(directory: Path, settings: WindowSettings) -> Tokenizer:
     return tokenizer
 
 
+def open_library(path: Path, directory: Path, settings: WindowSettings) -> tuple[Dataset, SampleLibrary]:
+    """`read_dataset` and the library of its windows, none of which is loaded yet; raises as that."""
+    dataset = read_dataset(path, directory, settings)
+    return dataset, SampleLibrary(dataset, BertConfig.from_json(Path(directory) / "config.json").pad_token_id)
+
+
 class SampleLibrary:
     """The windows that are loaded, as padded arrays from which batches are cut. Indices are those of the dataset."""
 

@@ -11,7 +11,6 @@ import mlperf_loadgen
 import numpy as np
 import tqdm
 
-from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
@@ -22,7 +21,7 @@ from bertjax.mlperf.packing import BATCH_ROWS
 from bertjax.mlperf.pictures import draw_run
 from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, BatchQueue, DynamicQueue, PlannedQueue
 from bertjax.mlperf.results import read_accuracy, read_peak_rate, read_performance
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.samples import SampleLibrary, open_library
 from bertjax.mlperf.summary import write_summary
 from bertjax.mlperf.system import System
 from bertjax.mlperf.timeline import Timeline, resident_bytes
@@ -54,8 +53,7 @@ def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_back
 
 
 def _serve(settings: ServeSettings, open_with: Callable[..., Backend]) -> Result:
-    dataset = read_dataset(settings.data, settings.model, settings.windows)
-    library = SampleLibrary(dataset, BertConfig.from_json(settings.model / "config.json").pad_token_id)
+    dataset, library = open_library(settings.data, settings.model, settings.windows)
     library.load(range(len(library.lengths)))
     try:
         backend, layout = _open(settings, open_with, library)

@@ -27,6 +27,11 @@ _LINE = re.compile(r"^(?P<model>[\w*.-]+)\.(?P<scenario>[\w*]+)\.(?P<key>\w+)\s+
 AUDIT_CONF = Path("audit.config")  # LoadGen takes it from the working folder if it lies there
 
 
+def find_audit_conf(given: Path | None) -> Path | None:
+    """The file that is given, else AUDIT_CONF where it is there."""
+    return given or (AUDIT_CONF if AUDIT_CONF.exists() else None)
+
+
 def read_audit_conf(path: Path, scenario: str) -> dict[str, float]:
     """As `read_user_conf`, of a file whose settings are stronger than all others, by which an auditor changes a run.
 

@@ -13,7 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from bertjax.errors import WorkFailed
-from bertjax.mlperf.backend import Logits
+from bertjax.mlperf.backend import Backend, Logits
 
 ATTEMPTS = 3  # workers that may die on one batch before the batch is what is wrong
 RESTARTS = 3  # of each worker on average before it is the machine or the engine that is wrong
@@ -31,6 +31,16 @@ class About:
     description: str
     streams: int
     batch_tokens: int
+
+    @staticmethod
+    def of(backend: Backend, streams: int) -> About:
+        """Of a backend that was opened for so many streams; where it allows fewer calls at once, those."""
+        return About(
+            name=backend.name,
+            description=backend.description,
+            streams=min(streams, backend.streams),
+            batch_tokens=backend.batch_tokens,
+        )
 
 
 class Worker(Protocol):

@@ -34,17 +34,18 @@ def squad(paragraphs: int) -> dict:
     return {"version": "1.1", "data": [{"title": "words", "paragraphs": found}]}
 
 
+def write_run(folder: Path, paragraphs: int, *, eval_file: str | None = None, **record: object) -> None:
+    """What `python train/distill.py` leaves: a tiny student, an evaluation file, and the record that names it."""
+    write_random_model(folder / "student-int8", tiny_config(), seed=1)
+    (folder / "eval.json").write_text(json.dumps(squad(paragraphs)))
+    data = {"eval_file": eval_file or str(folder / "eval.json"), "max_seq": 128, "doc_stride": 64, "max_query": 32}
+    (folder / "metrics.json").write_text(json.dumps({"data": data} | record))
+
+
 @pytest.fixture(scope="session")
 def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("run")
-    write_random_model(folder / "student-int8", tiny_config(), seed=1)
-    (folder / "eval.json").write_text(json.dumps(squad(15)))
-    record = {
-        "seed": 7,
-        "data": {"eval_file": str(folder / "eval.json"), "max_seq": 128, "doc_stride": 64, "max_query": 32},
-        "stages": {"teacher": {"f1": 90.0}},
-    }
-    (folder / "metrics.json").write_text(json.dumps(record))
+    write_run(folder, 15, seed=7, stages={"teacher": {"f1": 90.0}})
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 
 import numpy as np
@@ -79,6 +80,27 @@ def answers_while(pool, library, lose):
     assert system.failure is None
     assert sorted(found) == list(range(count)) and {len(answers) for answers in found.values()} == {1}
     return {sample: answers[0] for sample, answers in found.items()}
+
+
+def lose_one_and_get_it_back(pool, library, windows) -> tuple[int, list[int]]:
+    """Kill a worker of three in mid-run, and see that no answer is lost and that a new one takes its place.
+
+    Returns the process that was killed and those of the workers afterwards.
+    """
+    before = pids(pool)
+    answers = answers_while(pool, library, lambda: os.kill(before[1], signal.SIGKILL))
+    for index, window in enumerate(windows):
+        np.testing.assert_array_equal(answers[index][:, 0], window.input_ids)
+    end = time.monotonic() + 30
+    while len(pids(pool)) < 3 and time.monotonic() < end:
+        time.sleep(0.02)
+    after = pids(pool)
+    assert len(after) == 3 and len(set(after) & set(before)) == 2
+    return before[1], after
+
+
+def pids(pool) -> list[int]:
+    return [worker.pid for worker in pool._workers.values()]
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:

@@ -120,7 +120,7 @@ def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_pat
 
 
 def test_a_serving_process_that_dies_is_told(run_dir, tmp_path, monkeypatch):
-    monkeypatch.setattr(harness.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorkFailed, match="ended with exit code 1"):
         harness.run(settings_for(run_dir, tmp_path))
 

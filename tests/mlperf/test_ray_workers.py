@@ -1,7 +1,5 @@
 import os
-import signal
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -55,10 +53,6 @@ def echo_pool():
     patch.undo()
 
 
-def pids(pool):
-    return [worker.pid for worker in pool._workers.values()]
-
-
 def open_one(open_with):
     """A pool of one worker beside the others."""
     import ray
@@ -68,15 +62,7 @@ def open_one(open_with):
 
 
 def test_a_ray_worker_killed_in_mid_run_loses_no_answer_and_is_started_again(echo_pool, library, windows):
-    before = pids(echo_pool)
-    answers = pools.answers_while(echo_pool, library, lambda: os.kill(before[1], signal.SIGKILL))
-    for index, window in enumerate(windows):
-        np.testing.assert_array_equal(answers[index][:, 0], window.input_ids)
-    end = time.monotonic() + 30
-    while len(pids(echo_pool)) < 3 and time.monotonic() < end:
-        time.sleep(0.05)
-    after = pids(echo_pool)
-    assert len(after) == 3 and len(set(after) & set(before)) == 2
+    pools.lose_one_and_get_it_back(echo_pool, library, windows)
 
 
 def test_a_batch_that_kills_every_ray_worker_ends_with_the_cause(echo_pool):
@@ -96,7 +82,7 @@ def test_closing_leaves_no_process(echo_pool):
     """The last test of the module: it ends the cluster."""
     own = [int(path.name) for path in Path("/proc").glob("[0-9]*") if child_of(path, os.getpid()) and is_ray(path)]
     assert own, "no process of Ray found"
-    workers = pids(echo_pool)
+    workers = pools.pids(echo_pool)
     close_ray(echo_pool)
     assert all(pools.gone(pid) for pid in own + workers)
 

@@ -1,10 +1,8 @@
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -29,20 +27,9 @@ def echo_pool():
     pool.close()
 
 
-def pids(pool):
-    return [worker.pid for worker in pool._workers.values()]
-
-
 def test_a_worker_killed_in_mid_run_loses_no_answer_and_is_started_again(echo_pool, library, windows):
-    before = pids(echo_pool)
-    answers = pools.answers_while(echo_pool, library, lambda: os.kill(before[1], signal.SIGKILL))
-    for index, window in enumerate(windows):
-        np.testing.assert_array_equal(answers[index][:, 0], window.input_ids)
-    end = time.monotonic() + 20
-    while len(pids(echo_pool)) < 3 and time.monotonic() < end:
-        time.sleep(0.02)
-    after = pids(echo_pool)
-    assert len(after) == 3 and len(set(after) & set(before)) == 2 and pools.gone(before[1])
+    killed, after = pools.lose_one_and_get_it_back(echo_pool, library, windows)
+    assert pools.gone(killed)
     echo_pool.close()
     assert all(pools.gone(pid) for pid in after)
 
