@@ -48,6 +48,7 @@ class ServeSettings:
     workers: int | None = None  # processes that share the streams; None: this one serves, or with Ray one per GPU
     ray: str | None = None  # a Ray cluster's address, or LOCAL for one of this machine; None: no Ray
     duration_seconds: float | None = None
+    compile_seconds: float | None = None  # for compiling shapes for themselves; None: `compile_seconds` of the duration
     target_qps: float | None = None
     user_conf: Path | None = None
     audit_conf: Path | None = None  # stronger than everything else
@@ -97,6 +98,11 @@ class Result:
             part = "peak" if self.mode == "FindPeakPerformance" else "performance"
             found[part] = about | length | issued | dataclasses.asdict(self.performance)
         return found
+
+
+def compile_seconds(duration: float) -> float:
+    """Most seconds that compiling shapes may take before a run of `duration` seconds."""
+    return min(60.0, 0.5 * duration)
 
 
 def run(settings: ServeSettings) -> Result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
+import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -13,13 +14,15 @@ import numpy as np
 import tqdm
 
 from bertjax.data.batching import BatchPlan, padded_length, padded_lengths, plan_inference
+from bertjax.mlperf import cpu
 from bertjax.mlperf.backend import Backend
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.packing import BatchCost, fit_cost
+from bertjax.mlperf.packing import BATCH_ROWS, BatchCost, fit_cost
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
+from bertjax.mlperf.timeline import resident_bytes
 
-FIXED_BYTES = 3_000_000_000  # of memory for models of one shape each
+FIXED_BYTES, FIXED_SHARE = 8e9, 0.25  # of memory for models of one shape each, and as a share of the machine's
 ROUNDS = 3  # in which contenders are measured in turn
 COST_LENGTHS = 4  # lengths at which batches are timed for `batch_cost`, each with few and with many rows
 
@@ -117,10 +120,11 @@ def batch_cost(backend: Backend, library: SampleLibrary, *, tokens: int, multipl
     Lengths are those of the library, padded to `multiple`. All streams run the same shape at once, as they are all busy
     when it matters.
     """
-    index = _by_length(library, multiple)
+    index = {plan.length: int(plan.rows[0]) for plan in _commonest(library, (1,), tokens, multiple)}
     lengths = [length for length in sorted(index) if length * 2 <= tokens] or [min(index)]
     chosen = sorted({lengths[round(place)] for place in np.linspace(0, len(lengths) - 1, COST_LENGTHS)})
-    shapes = [(n, length) for length in chosen for n in sorted({1, 2, max(1, tokens // length)})]
+    most = {length: max(count for count in BATCH_ROWS if count == 1 or count * length <= tokens) for length in chosen}
+    shapes = [(count, length) for length in chosen for count in sorted({1, min(2, most[length]), most[length]})]
     shapes += [(1, max(index))]
     times: list[list[float]] = [[] for _ in shapes]
     with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
@@ -140,47 +144,70 @@ def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:
     return time.perf_counter() - begin
 
 
-def _by_length(library: SampleLibrary, multiple: int) -> dict[int, int]:
-    """A window of every padded length that there is."""
-    padded = padded_lengths(library.lengths, multiple, library.longest).tolist()
-    return {length: sample for sample, length in enumerate(padded)}
-
-
-def warm_up(backend: Backend, library: SampleLibrary, *, rows: Sequence[int], tokens: int, multiple: int) -> None:
-    """Run every shape that may come, of these numbers of rows and up to `tokens` padded tokens, once on every stream.
-
-    Lengths are those of the library, padded to `multiple`.
+def warm_up(
+    backend: Backend, library: SampleLibrary, *, rows: Sequence[int] | None, tokens: int, multiple: int
+) -> None:
+    """Run every shape that may come once on every stream; arguments are those of `_commonest`.
 
     An engine prepares its kernels when it first meets a shape, which takes several times as long as running one:
     under a latency bound the first seconds would decide the result.
     """
-    index = _by_length(library, multiple)
-    shapes = [(n, length) for length in sorted(index) for n in rows if n == 1 or n * length <= tokens]
-    plans = [BatchPlan(rows=np.full(count, index[length]), length=length) for count, length in shapes]
+    plans = _commonest(library, rows, tokens, multiple)
     meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
 
 
-def fix_shapes(backend: Backend, library: SampleLibrary, *, tokens: int, seconds: float) -> None:
-    """Give the shapes of full batches a compiled model each, those of most windows first.
+def fix_shapes(
+    backend: Backend,
+    library: SampleLibrary,
+    *,
+    rows: Sequence[int] | None,
+    tokens: int,
+    multiple: int,
+    seconds: float,
+) -> None:
+    """Give the shapes that may come a compiled model each, those of most windows first, and run it on every stream.
 
-    Only OpenVINO gains from it; nothing happens on another backend.
+    Only OpenVINO gains from it; nothing happens on another backend. The models take about FIXED_BYTES at most, or
+    FIXED_SHARE of the machine's memory where that is less.
 
     Args:
-      tokens: padded tokens in a batch, 1 where windows come one at a time.
+      rows, tokens, multiple: those of `_commonest`.
       seconds: none is begun after so long.
     """
     if not isinstance(backend, OpenVINOBackend):
         return
-    padded = collections.Counter(padded_lengths(library.lengths, LENGTH_MULTIPLE, library.longest).tolist())
-    lengths = [length for length, _ in padded.most_common(max(1, FIXED_BYTES // backend.graph_bytes))]
-    begin, index, plans = time.monotonic(), _by_length(library, LENGTH_MULTIPLE), []
-    for length in tqdm.tqdm(lengths, desc="compile", unit="shape", leave=False, disable=None):
-        if time.monotonic() - begin > seconds:
-            break
-        shape = max(1, tokens // length), length
-        backend.fix(shape)
-        plans.append(BatchPlan(rows=np.full(shape[0], index[length]), length=length))
-    meet(backend, library, plans)
+    plans, together = _commonest(library, rows, tokens, multiple), 4 * cpu.cores()
+    memory = min(FIXED_BYTES, FIXED_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    before, begin = resident_bytes() or 0, time.monotonic()
+    with (
+        concurrent.futures.ThreadPoolExecutor(cpu.cores()) as pool,  # compiling a model keeps one core busy
+        tqdm.tqdm(total=len(plans), desc="compile", unit="shape", leave=False, disable=None) as bar,
+    ):
+        for first in range(0, len(plans), together):
+            if time.monotonic() - begin > seconds or (resident_bytes() or 0) - before > memory:
+                break
+            some = plans[first : first + together]
+            list(pool.map(backend.fix, [(len(plan.rows), plan.length) for plan in some]))
+            meet(backend, library, some)
+            bar.update(len(some))
+
+
+def _commonest(library: SampleLibrary, rows: Sequence[int] | None, tokens: int, multiple: int) -> list[BatchPlan]:
+    """A batch of every shape that may come, those of the commonest lengths first.
+
+    Args:
+      rows: how many windows a batch of several may hold; None: as many as `tokens` has room for.
+      tokens: most padded tokens in a batch of several windows.
+      multiple: what the library's lengths are padded to.
+    """
+    lengths = padded_lengths(library.lengths, multiple, library.longest).tolist()
+    index = {length: sample for sample, length in enumerate(lengths)}
+    return [
+        BatchPlan(rows=np.full(count, index[length]), length=length)
+        for length, _ in collections.Counter(lengths).most_common()
+        for count in rows or [max(1, tokens // length)]
+        if count == 1 or count * length <= tokens
+    ]
 
 
 def meet(backend: Backend, library: SampleLibrary, plans: Iterable[BatchPlan]) -> None:

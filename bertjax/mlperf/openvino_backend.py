@@ -9,6 +9,7 @@ import queue
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -78,11 +79,11 @@ class OpenVINOBackend:
         # Models of one shape each would fill the disk. Their streams share the cores, whatever model they are of.
         self._fixed_settings = settings | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
         self._core, self._graph, self._compiled, self.streams = core, graph, compiled, streams
-        self.graph_bytes = graph.stat().st_size
         self._requests = self._open_requests(compiled)
         self._fixed: dict[tuple[int, ...], queue.SimpleQueue] = {}
         self._last: Any = None  # the request that ended last
         self._model: Any = None  # as read, once a shape is fixed
+        self._reading = threading.Lock()
         numbers = "INT8 grid in FP32" if in_float else "INT8" if config.quantization else "" if bf16 else "FP32"
         numbers = " + ".join(filter(None, (numbers, "BF16" if bf16 else "")))
         version = openvino.__version__.split("-")[0]
@@ -107,8 +108,9 @@ class OpenVINOBackend:
         tokens and a third of a single window. Costs about half a second, and memory of about the graph's size.
         """
         if shape not in self._fixed:
-            if self._model is None:
-                self._model = self._core.read_model(str(self._graph))
+            with self._reading:
+                if self._model is None:
+                    self._model = self._core.read_model(str(self._graph))
             model = self._model.clone()  # shares the weights
             model.reshape({name: list(shape) for name in ("input_ids", "attention_mask", "token_type_ids")})
             self._fixed[shape] = self._open_requests(self._core.compile_model(model, "CPU", self._fixed_settings))

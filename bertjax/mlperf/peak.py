@@ -94,7 +94,13 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
     )
     offline = harness.run(begin)
     layout, highest = offline.layout, offline.performance.samples_per_second
-    base = dataclasses.replace(settings, scenario="Server", streams=layout.streams, threads=layout.threads)
+    base = dataclasses.replace(
+        settings,
+        scenario="Server",
+        streams=layout.streams,
+        threads=layout.threads,
+        compile_seconds=harness.compile_seconds(full),  # probes are to be as fast as the full run
+    )
 
     def probe(rate: float, confirming: bool) -> Probe:
         number = 1 + len(results)

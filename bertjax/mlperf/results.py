@@ -59,13 +59,14 @@ def read_performance(log_dir: Path) -> Performance:
     """The result of a run's phase of performance.
 
     Raises:
-      WorkFailed: the log is unreadable, or holds no result.
+      WorkFailed: the log is unreadable, or holds no result or a part of one.
     """
     values, errors = read_detail_log(log_dir)
-    if "result_validity" not in values:
-        raise WorkFailed(
-            f"{log_dir}/mlperf_log_detail.txt: no result in it: {'; '.join(errors) or 'the run ended early'}"
-        )
+    names = ("min", "mean", "max", *(f"{percentile}_percentile" for percentile in PERCENTILES))
+    missing = [key for key in ("result_validity", *map("result_{}_latency_ns".format, names)) if key not in values]
+    if missing:
+        why = "; ".join(errors) or "the run ended early"
+        raise WorkFailed(f"{log_dir}/mlperf_log_detail.txt: no {missing[0]} in it: {why}")
     checks = {
         "Performance constraints": "result_perf_constraints_met",
         "Min duration": "result_min_duration_met",

@@ -14,7 +14,7 @@ import tqdm
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings
+from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings, compile_seconds
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
 from bertjax.mlperf.local_workers import open_local
 from bertjax.mlperf.packing import BATCH_ROWS
@@ -28,10 +28,14 @@ from bertjax.mlperf.timeline import Timeline, resident_bytes
 from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
-# Rows of the shapes that are met before a run, and what their lengths are padded to.
-WARM_SHAPES = {"SingleStream": ((1,), LENGTH_MULTIPLE), "Server": (BATCH_ROWS, SERVER_MULTIPLE)}
-FIXED = ("Offline", "SingleStream")  # whose batches have few shapes, each compiled for itself
-FIX_SECONDS, FIX_SHARE = 60.0, 0.5  # at most, of compiling them, and as a share of the run's own time
+# Rows of the shapes that may come (None: full batches), and what their lengths are padded to. Each is compiled for
+# itself as far as time and memory go.
+SHAPES = {
+    "Offline": (None, LENGTH_MULTIPLE),
+    "SingleStream": ((1,), LENGTH_MULTIPLE),
+    "Server": (BATCH_ROWS, SERVER_MULTIPLE),
+}
+WARM = ("SingleStream", "Server")  # every shape is met before a run
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
@@ -200,15 +204,14 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
     latency_wanted = settings.mode != "AccuracyOnly" and "target_latency" not in given
-    if settings.mode != "AccuracyOnly" and settings.scenario in FIXED:
+    if settings.mode != "AccuracyOnly" and settings.scenario in SHAPES:
         whole = given.get("min_duration", 600_000) / 1000 if duration is None else duration
-        budget = min(FIX_SECONDS, FIX_SHARE * whole)
-        measure.fix_shapes(
-            backend, library, tokens=1 if settings.scenario == "SingleStream" else tokens, seconds=budget
-        )
-    if settings.mode != "AccuracyOnly" and settings.scenario in WARM_SHAPES:
-        rows, multiple = WARM_SHAPES[settings.scenario]
-        measure.warm_up(backend, library, rows=rows, tokens=tokens, multiple=multiple)
+        budget = compile_seconds(whole) if settings.compile_seconds is None else settings.compile_seconds
+        rows, multiple = SHAPES[settings.scenario]
+        shapes = {"rows": rows, "tokens": tokens, "multiple": multiple}
+        measure.fix_shapes(backend, library, **shapes, seconds=budget)
+        if settings.scenario in WARM:
+            measure.warm_up(backend, library, **shapes)
     if settings.scenario == "SingleStream" and latency_wanted:
         latency = round(measure.latency_ns(backend, library, seconds=seconds) / MARGIN)
     elif settings.scenario == "MultiStream" and latency_wanted:

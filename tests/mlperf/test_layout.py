@@ -89,13 +89,20 @@ def test_the_cost_of_a_batch_is_that_of_shapes_met_before(library, monkeypatch):
     assert cost.seconds(3, 64) == pytest.approx(3 * 64 * 1e-4) and cost.batch < 1e-6
 
 
-def test_shapes_of_most_windows_are_compiled_for_themselves_and_only_as_many_as_fit(library, run_dir, monkeypatch):
+def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory_is_spent(
+    library, run_dir, monkeypatch
+):
     model, fixed = run_dir / "student-int8", []
     config = BertConfig.from_json(model / "config.json")
     backend = OpenVINOBackend(cpu_graph(model, config), config, streams=1, threads=1)
     monkeypatch.setattr(backend, "fix", fixed.append)
-    monkeypatch.setattr(measure, "FIXED_BYTES", 2 * backend.graph_bytes)
-    measure.fix_shapes(backend, library, tokens=1024, seconds=60.0)
+    monkeypatch.setattr(measure.cpu, "cores", lambda: 1)
     padded = collections.Counter((-(-library.lengths // 8) * 8).clip(max=library.longest).tolist())
-    assert fixed == [(1024 // length, length) for length, _ in padded.most_common(2)]
-    measure.fix_shapes(Engine(1, 1), library, tokens=1024, seconds=60.0)  # not OpenVINO: nothing to do
+    full = {"rows": None, "tokens": 1024, "multiple": 8}
+    measure.fix_shapes(backend, library, **full, seconds=60.0)
+    assert sorted(fixed) == sorted((1024 // length, length) for length in padded)
+    assert [padded[length] for _, length in fixed] == sorted(padded.values(), reverse=True)
+    monkeypatch.setattr(measure, "resident_bytes", lambda: len(fixed) * 2e9)
+    measure.fix_shapes(backend, library, **full, seconds=60.0)
+    assert len(fixed) == len(padded) + 4  # one round, then the memory is spent
+    measure.fix_shapes(Engine(1, 1), library, **full, seconds=60.0)  # not OpenVINO: nothing to do
