@@ -105,7 +105,8 @@ class OpenVINOBackend:
         """Compile the model once more for batches of just this shape, `(batch, seq)`.
 
         With open sizes OpenVINO plans every step of every batch anew, which takes a tenth or more of a batch of 1,024
-        tokens and a third of a single window. Costs about half a second, and memory of about the graph's size.
+        tokens and a third of a single window. Costs a core some tenths of a second, and memory of about the size of the
+        encoder's weights for each stream. Several threads may compile at once.
         """
         if shape not in self._fixed:
             with self._reading:

@@ -16,8 +16,8 @@ from bertjax.data.batching import padded_lengths, plan_inference
 from bertjax.mlperf.packing import BatchCost, cheapest_batches
 
 LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
-# In Server, where batches take any number of rows: half as many shapes, of each of which OpenVINO keeps kernels and
-# buffers, for about 1 % of the rate.
+# In Server, where batches take any number of rows: half as many shapes, each of which OpenVINO compiles a model for,
+# for about 1 % of the rate.
 SERVER_MULTIPLE = 16
 CANDIDATES = 48  # waiting samples that DynamicQueue looks at; more would not make batches cheaper by 1 %
 PLAN_AHEAD = 0.002  # seconds of work that is planned at once; planning takes about 0.1 ms

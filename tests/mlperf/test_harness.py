@@ -18,7 +18,7 @@ from bertjax.mlperf.backend import open_backend
 from bertjax.mlperf.harness import ServeSettings
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.report import format_result
-from bertjax.mlperf.results import PERCENTILES, read_detail_log, read_logits
+from bertjax.mlperf.results import PERCENTILES, read_detail_log, read_logits, read_performance
 from bertjax.mlperf.samples import SampleLibrary, read_dataset
 
 WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
@@ -55,6 +55,13 @@ def test_each_scenario_gives_what_loadgen_logged(run_dir, tmp_path, scenario):
     text = format_result(result)
     assert f"Scenario : {scenario}" in text and "99.90 percentile latency (ns)" in text and "short" in text
     assert ("Result is : VALID" in text) == found.valid
+
+
+def test_a_log_without_its_percentiles_is_told(tmp_path):
+    entry = {"key": "result_validity", "value": "VALID", "metadata": {"is_error": False}}
+    (tmp_path / "mlperf_log_detail.txt").write_text(f":::MLLOG {json.dumps(entry)}\n")
+    with pytest.raises(WorkFailed, match="no result_min_latency_ns in it: the run ended early"):
+        read_performance(tmp_path)
 
 
 def test_the_accuracy_log_holds_what_the_backend_gives(run_dir, tmp_path):
