@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import concurrent.futures
 import dataclasses
-import os
 import statistics
 import time
 from collections.abc import Iterable, Sequence
@@ -21,6 +20,7 @@ from bertjax.mlperf.packing import BATCH_ROWS, BatchCost, fit_cost
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
 from bertjax.mlperf.timeline import resident_bytes
+from bertjax.records import machine
 
 FIXED_BYTES, FIXED_SHARE = 8e9, 0.25  # of memory for models of one shape each, and as a share of the machine's
 ROUNDS = 3  # in which contenders are measured in turn
@@ -120,11 +120,13 @@ def batch_cost(backend: Backend, library: SampleLibrary, *, tokens: int, multipl
     Lengths are those of the library, padded to `multiple`. All streams run the same shape at once, as they are all busy
     when it matters.
     """
-    index = {plan.length: int(plan.rows[0]) for plan in _commonest(library, (1,), tokens, multiple)}
+    index, counts = {}, collections.defaultdict(list)
+    for plan in shapes_to_come(library, rows=BATCH_ROWS, tokens=tokens, multiple=multiple):
+        index[plan.length] = int(plan.rows[0])
+        counts[plan.length].append(len(plan.rows))
     lengths = [length for length in sorted(index) if length * 2 <= tokens] or [min(index)]
     chosen = sorted({lengths[round(place)] for place in np.linspace(0, len(lengths) - 1, COST_LENGTHS)})
-    most = {length: max(count for count in BATCH_ROWS if count == 1 or count * length <= tokens) for length in chosen}
-    shapes = [(count, length) for length in chosen for count in sorted({1, min(2, most[length]), most[length]})]
+    shapes = [(count, length) for length in chosen for count in sorted({*counts[length][:2], counts[length][-1]})]
     shapes += [(1, max(index))]
     times: list[list[float]] = [[] for _ in shapes]
     with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
@@ -134,8 +136,8 @@ def batch_cost(backend: Backend, library: SampleLibrary, *, tokens: int, multipl
                 found = list(pool.map(lambda _, batch=batch: _seconds(backend, batch), range(backend.streams)))
                 if turn:
                     seconds.append(statistics.mean(found))
-    counts, lengths = zip(*shapes, strict=True)
-    return fit_cost(counts, lengths, [statistics.median(seconds) for seconds in times])
+    rows, lengths = zip(*shapes, strict=True)
+    return fit_cost(rows, lengths, [statistics.median(seconds) for seconds in times])
 
 
 def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:
@@ -144,59 +146,13 @@ def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:
     return time.perf_counter() - begin
 
 
-def warm_up(
-    backend: Backend, library: SampleLibrary, *, rows: Sequence[int] | None, tokens: int, multiple: int
-) -> None:
-    """Run every shape that may come once on every stream; arguments are those of `_commonest`.
-
-    An engine prepares its kernels when it first meets a shape, which takes several times as long as running one:
-    under a latency bound the first seconds would decide the result.
-    """
-    plans = _commonest(library, rows, tokens, multiple)
-    meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
-
-
-def fix_shapes(
-    backend: Backend,
-    library: SampleLibrary,
-    *,
-    rows: Sequence[int] | None,
-    tokens: int,
-    multiple: int,
-    seconds: float,
-) -> None:
-    """Give the shapes that may come a compiled model each, those of most windows first, and run it on every stream.
-
-    Only OpenVINO gains from it; nothing happens on another backend. The models take about FIXED_BYTES at most, or
-    FIXED_SHARE of the machine's memory where that is less.
-
-    Args:
-      rows, tokens, multiple: those of `_commonest`.
-      seconds: none is begun after so long.
-    """
-    if not isinstance(backend, OpenVINOBackend):
-        return
-    plans, together = _commonest(library, rows, tokens, multiple), 4 * cpu.cores()
-    memory = min(FIXED_BYTES, FIXED_SHARE * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    before, begin = resident_bytes() or 0, time.monotonic()
-    with (
-        concurrent.futures.ThreadPoolExecutor(cpu.cores()) as pool,  # compiling a model keeps one core busy
-        tqdm.tqdm(total=len(plans), desc="compile", unit="shape", leave=False, disable=None) as bar,
-    ):
-        for first in range(0, len(plans), together):
-            if time.monotonic() - begin > seconds or (resident_bytes() or 0) - before > memory:
-                break
-            some = plans[first : first + together]
-            list(pool.map(backend.fix, [(len(plan.rows), plan.length) for plan in some]))
-            meet(backend, library, some)
-            bar.update(len(some))
-
-
-def _commonest(library: SampleLibrary, rows: Sequence[int] | None, tokens: int, multiple: int) -> list[BatchPlan]:
+def shapes_to_come(
+    library: SampleLibrary, *, rows: Sequence[int] | None, tokens: int, multiple: int
+) -> list[BatchPlan]:
     """A batch of every shape that may come, those of the commonest lengths first.
 
     Args:
-      rows: how many windows a batch of several may hold; None: as many as `tokens` has room for.
+      rows: how many windows a batch may hold, ascending; None: as many as `tokens` has room for.
       tokens: most padded tokens in a batch of several windows.
       multiple: what the library's lengths are padded to.
     """
@@ -208,6 +164,48 @@ def _commonest(library: SampleLibrary, rows: Sequence[int] | None, tokens: int, 
         for count in rows or [max(1, tokens // length)]
         if count == 1 or count * length <= tokens
     ]
+
+
+def warm_up(backend: Backend, library: SampleLibrary, plans: Sequence[BatchPlan]) -> None:
+    """Run every shape once on every stream.
+
+    An engine prepares its kernels when it first meets a shape, which takes several times as long as running one:
+    under a latency bound the first seconds would decide the result.
+    """
+    meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
+
+
+def fix_shapes(
+    backend: Backend, library: SampleLibrary, plans: Sequence[BatchPlan], *, seconds: float
+) -> Sequence[BatchPlan]:
+    """Give shapes a compiled model each, the first ones first, and run it once on every stream.
+
+    Only OpenVINO gains from it; nothing happens on another backend. The models take about FIXED_BYTES at most, or
+    FIXED_SHARE of the machine's memory where that is less.
+
+    Args:
+      seconds: none is begun after so long.
+
+    Returns:
+      The plans whose shapes got none.
+    """
+    if not isinstance(backend, OpenVINOBackend):
+        return plans
+    together, memory = 4 * cpu.cores(), min(FIXED_BYTES, FIXED_SHARE * machine()["memory_bytes"])
+    before, begin, done = resident_bytes() or 0, time.monotonic(), 0
+    with (
+        concurrent.futures.ThreadPoolExecutor(cpu.cores()) as pool,  # compiling a model keeps one core busy
+        tqdm.tqdm(total=len(plans), desc="compile", unit="shape", leave=False, disable=None) as bar,
+    ):
+        while done < len(plans) and time.monotonic() - begin <= seconds:
+            if (resident_bytes() or 0) - before > memory:
+                break
+            some = plans[done : done + together]
+            list(pool.map(backend.fix, [(len(plan.rows), plan.length) for plan in some]))
+            meet(backend, library, some)
+            done += len(some)
+            bar.update(len(some))
+    return plans[done:]
 
 
 def meet(backend: Backend, library: SampleLibrary, plans: Iterable[BatchPlan]) -> None:

@@ -62,8 +62,9 @@ def read_performance(log_dir: Path) -> Performance:
       WorkFailed: the log is unreadable, or holds no result or a part of one.
     """
     values, errors = read_detail_log(log_dir)
-    names = ("min", "mean", "max", *(f"{percentile}_percentile" for percentile in PERCENTILES))
-    missing = [key for key in ("result_validity", *map("result_{}_latency_ns".format, names)) if key not in values]
+    keys = {name: f"result_{name}_latency_ns" for name in ("min", "mean", "max")}
+    keys |= {name: f"result_{name}_percentile_latency_ns" for name in PERCENTILES}
+    missing = [key for key in ("result_validity", *keys.values()) if key not in values]
     if missing:
         why = "; ".join(errors) or "the run ended early"
         raise WorkFailed(f"{log_dir}/mlperf_log_detail.txt: no {missing[0]} in it: {why}")
@@ -73,8 +74,6 @@ def read_performance(log_dir: Path) -> Performance:
         "Min queries": "result_min_queries_met",
         "Early stopping": "early_stopping_met",
     }
-    latency = {name: int(values[f"result_{name}_latency_ns"]) for name in ("min", "mean", "max")}
-    latency |= {name: int(values[f"result_{name}_percentile_latency_ns"]) for name in PERCENTILES}
     server = values["effective_scenario"] == "Server"
     return Performance(
         valid=values["result_validity"] == "VALID",
@@ -83,7 +82,7 @@ def read_performance(log_dir: Path) -> Performance:
         queries=int(values["result_query_count"]),
         samples_per_second=_samples_per_second(values),
         scheduled_samples_per_second=float(values["result_scheduled_samples_per_sec"]) if server else None,
-        latency_ns=latency,
+        latency_ns={name: int(values[key]) for name, key in keys.items()},
         target_latency_ns=int(values["effective_target_latency_ns"]) if server else None,
         early_stopping=_lines(values.get("early_stopping_result", "")),
     )

@@ -208,10 +208,10 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
         whole = given.get("min_duration", 600_000) / 1000 if duration is None else duration
         budget = compile_seconds(whole) if settings.compile_seconds is None else settings.compile_seconds
         rows, multiple = SHAPES[settings.scenario]
-        shapes = {"rows": rows, "tokens": tokens, "multiple": multiple}
-        measure.fix_shapes(backend, library, **shapes, seconds=budget)
+        plans = measure.shapes_to_come(library, rows=rows, tokens=tokens, multiple=multiple)
+        left = measure.fix_shapes(backend, library, plans, seconds=budget)
         if settings.scenario in WARM:
-            measure.warm_up(backend, library, **shapes)
+            measure.warm_up(backend, library, left)
     if settings.scenario == "SingleStream" and latency_wanted:
         latency = round(measure.latency_ns(backend, library, seconds=seconds) / MARGIN)
     elif settings.scenario == "MultiStream" and latency_wanted:

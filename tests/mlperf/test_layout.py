@@ -98,11 +98,12 @@ def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory
     monkeypatch.setattr(backend, "fix", fixed.append)
     monkeypatch.setattr(measure.cpu, "cores", lambda: 1)
     padded = collections.Counter((-(-library.lengths // 8) * 8).clip(max=library.longest).tolist())
-    full = {"rows": None, "tokens": 1024, "multiple": 8}
-    measure.fix_shapes(backend, library, **full, seconds=60.0)
+    plans = measure.shapes_to_come(library, rows=None, tokens=1024, multiple=8)
+    assert measure.fix_shapes(backend, library, plans, seconds=60.0) == []
     assert sorted(fixed) == sorted((1024 // length, length) for length in padded)
     assert [padded[length] for _, length in fixed] == sorted(padded.values(), reverse=True)
     monkeypatch.setattr(measure, "resident_bytes", lambda: len(fixed) * 2e9)
-    measure.fix_shapes(backend, library, **full, seconds=60.0)
+    left = measure.fix_shapes(backend, library, plans, seconds=60.0)
     assert len(fixed) == len(padded) + 4  # one round, then the memory is spent
-    measure.fix_shapes(Engine(1, 1), library, **full, seconds=60.0)  # not OpenVINO: nothing to do
+    assert left == plans[4:]
+    assert measure.fix_shapes(Engine(1, 1), library, plans, seconds=60.0) == plans  # not OpenVINO: nothing to do
