@@ -48,9 +48,10 @@ class Passes:
         return (time.process_time() - begin) / self.backend.streams
 
     def fix_shapes(self) -> Passes:
-        """Give every shape of the batches a compiled OpenVINO model; returns itself."""
+        """Give every shape of the batches a compiled OpenVINO model on every stream; returns itself."""
         for plan in self.plans:
-            self.backend.fix((len(plan.rows), plan.length))
+            for stream in range(self.backend.streams):
+                self.backend.fix((len(plan.rows), plan.length), stream)
         return self
 
     def warm_up(self) -> None:

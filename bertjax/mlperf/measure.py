@@ -201,7 +201,8 @@ def fix_shapes(
             if (resident_bytes() or 0) - before > memory:
                 break
             some = plans[done : done + together]
-            list(pool.map(backend.fix, [(len(plan.rows), plan.length) for plan in some]))
+            shapes = [((len(plan.rows), plan.length), stream) for plan in some for stream in range(backend.streams)]
+            list(pool.map(backend.fix, *zip(*shapes, strict=True)))
             meet(backend, library, some)
             done += len(some)
             bar.update(len(some))

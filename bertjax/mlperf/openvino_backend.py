@@ -76,11 +76,17 @@ class OpenVINOBackend:
             compiled = core.compile_model(str(graph), "CPU", settings)
         except RuntimeError as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
-        # Models of one shape each would fill the disk. Their streams share the cores, whatever model they are of.
-        self._fixed_settings = settings | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
+        # A model of one shape is one stream's own: where a model has two streams, each change from one model to another
+        # takes longer, a fifth of the rate on two cores. Pinned, the only stream of each would be on the same core. No
+        # cache: it would fill the disk.
+        one_stream = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
+        self._fixed_settings = settings | one_stream | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
         self._core, self._graph, self._compiled, self.streams = core, graph, compiled, streams
-        self._requests = self._open_requests(compiled)
-        self._fixed: dict[tuple[int, ...], queue.SimpleQueue] = {}
+        self._requests = [compiled.create_infer_request() for _ in range(streams)]
+        self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # streams
+        for stream in range(streams):
+            self._free.put(stream)
+        self._fixed: dict[tuple[int, ...], Any] = {}  # requests by (stream, batch, seq)
         self._last: Any = None  # the request that ended last
         self._model: Any = None  # as read, once a shape is fixed
         self._reading = threading.Lock()
@@ -91,36 +97,32 @@ class OpenVINOBackend:
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         feed = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        requests = self._fixed.get(input_ids.shape, self._requests)
-        request = requests.get()
+        stream = self._free.get()
         try:
+            request = self._fixed.get((stream, *input_ids.shape), self._requests[stream])
             results = request.infer(feed, share_inputs=True)
             self._last = request
             # The request owns its outputs and overwrites them in its next call.
             return results["start_logits"].copy(), results["end_logits"].copy()
         finally:
-            requests.put(request)
+            self._free.put(stream)
 
-    def fix(self, shape: tuple[int, int]) -> None:
-        """Compile the model once more for batches of just this shape, `(batch, seq)`.
+    def fix(self, shape: tuple[int, int], stream: int) -> None:
+        """Compile the model once more for one stream and batches of just this shape, `(batch, seq)`.
 
         With open sizes OpenVINO plans every step of every batch anew, which takes a tenth or more of a batch of 1,024
         tokens and a third of a single window. Costs a core some tenths of a second, and memory of about the size of the
-        encoder's weights for each stream. Several threads may compile at once.
+        encoder's weights. Several threads may compile at once.
         """
-        if shape not in self._fixed:
-            with self._reading:
-                if self._model is None:
-                    self._model = self._core.read_model(str(self._graph))
-            model = self._model.clone()  # shares the weights
-            model.reshape({name: list(shape) for name in ("input_ids", "attention_mask", "token_type_ids")})
-            self._fixed[shape] = self._open_requests(self._core.compile_model(model, "CPU", self._fixed_settings))
-
-    def _open_requests(self, compiled: Any) -> queue.SimpleQueue:
-        requests: queue.SimpleQueue = queue.SimpleQueue()
-        for _ in range(self.streams):
-            requests.put(compiled.create_infer_request())
-        return requests
+        if (stream, *shape) in self._fixed:
+            return
+        with self._reading:
+            if self._model is None:
+                self._model = self._core.read_model(str(self._graph))
+        model = self._model.clone()  # shares the weights
+        model.reshape({name: list(shape) for name in ("input_ids", "attention_mask", "token_type_ids")})
+        compiled = self._core.compile_model(model, "CPU", self._fixed_settings)
+        self._fixed[stream, *shape] = compiled.create_infer_request()
 
     def step_seconds(self) -> dict[tuple[str, str], float]:
         """Seconds by the clock of the last batch, by the steps' type and kernel; needs `profile`."""

@@ -50,7 +50,8 @@ def test_a_model_of_one_shape_answers_as_the_one_of_open_shape(run_dir):
     ids = np.random.default_rng(0).integers(5, config.vocab_size, (3, 40))
     feed = ids, (np.arange(40) < 33).astype(np.int64) * np.ones_like(ids), np.zeros_like(ids)
     wanted = backend.infer(*feed)
-    backend.fix((3, 40))
+    for stream in range(2):
+        backend.fix((3, 40), stream)
     found = backend.infer(*feed)
     assert np.linalg.norm(np.subtract(found, wanted)[..., :33]) < 0.02 * np.linalg.norm(np.asarray(wanted)[..., :33])
     assert backend.infer(*(array[:2] for array in feed))[0].shape == (2, 40)  # not fixed, still answered

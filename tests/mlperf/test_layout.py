@@ -92,18 +92,19 @@ def test_the_cost_of_a_batch_is_that_of_shapes_met_before(library, monkeypatch):
 def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory_is_spent(
     library, run_dir, monkeypatch
 ):
-    model, fixed = run_dir / "student-int8", []
+    model, fixed = run_dir / "student-int8", ([], [])
     config = BertConfig.from_json(model / "config.json")
-    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=1, threads=1)
-    monkeypatch.setattr(backend, "fix", fixed.append)
-    monkeypatch.setattr(measure.cpu, "cores", lambda: 1)
+    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=2, threads=1)
+    monkeypatch.setattr(backend, "fix", lambda shape, stream: fixed[stream].append(shape))
+    monkeypatch.setattr(measure.cpu, "cores", lambda: 2)
     padded = collections.Counter((-(-library.lengths // 8) * 8).clip(max=library.longest).tolist())
     plans = measure.shapes_to_come(library, rows=None, tokens=1024, multiple=8)
     assert measure.fix_shapes(backend, library, plans, seconds=60.0) == []
-    assert sorted(fixed) == sorted((1024 // length, length) for length in padded)
-    assert [padded[length] for _, length in fixed] == sorted(padded.values(), reverse=True)
-    monkeypatch.setattr(measure, "resident_bytes", lambda: len(fixed) * 2e9)
+    assert fixed[0] == fixed[1]
+    assert sorted(fixed[0]) == sorted((1024 // length, length) for length in padded)
+    assert [padded[length] for _, length in fixed[0]] == sorted(padded.values(), reverse=True)
+    monkeypatch.setattr(measure, "resident_bytes", lambda: len(fixed[0]) * 1e9)
     left = measure.fix_shapes(backend, library, plans, seconds=60.0)
-    assert len(fixed) == len(padded) + 4  # one round, then the memory is spent
-    assert left == plans[4:]
+    assert len(fixed[0]) == len(padded) + 8  # one round, then the memory is spent
+    assert left == plans[8:]
     assert measure.fix_shapes(Engine(1, 1), library, plans, seconds=60.0) == plans  # not OpenVINO: nothing to do
