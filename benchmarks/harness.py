@@ -35,24 +35,6 @@ OFFLINE_QPS, SERVER_QPS = 400_000.0, 50_000.0  # what the harness is to reach
 REAL_SERVER_SHARE = 0.5  # of the model's Offline rate
 
 
-class Watched:
-    """A backend that keeps the CPU seconds which its callers' threads spend in it."""
-
-    def __init__(self, backend: Backend):
-        self._backend = backend
-        self.name, self.description = backend.name, backend.description
-        self.streams, self.batch_tokens = backend.streams, backend.batch_tokens
-        self.inside: dict[int, float] = {}  # by thread
-
-    def infer(self, *batch: np.ndarray) -> Logits:
-        begin = time.thread_time()
-        try:
-            return self._backend.infer(*batch)
-        finally:
-            thread = threading.get_ident()
-            self.inside[thread] = self.inside.get(thread, 0.0) + time.thread_time() - begin
-
-
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spent:
     """Seconds of one run outside the backend: of worker threads, and of the thread that LoadGen issues from."""
@@ -67,25 +49,39 @@ class Spent:
         return (self.workers + self.issuing) / (self.run * self.streams)
 
 
+def timed_backend(backend: Backend, inside: dict[int, float]) -> Backend:
+    """The backend itself, whose `infer` adds its caller's CPU seconds to `inside`, by thread."""
+    infer = backend.infer
+
+    def timed_infer(*batch: np.ndarray) -> Logits:
+        begin, thread = time.thread_time(), threading.get_ident()
+        try:
+            return infer(*batch)
+        finally:
+            inside[thread] = inside.get(thread, 0.0) + time.thread_time() - begin
+
+    backend.infer = timed_infer  # not a wrapper: shapes are compiled for what is an OpenVINOBackend
+    return backend
+
+
 def watched_run(settings: harness.ServeSettings) -> tuple[harness.Result, Spent]:
     """Make a run in this process, with the system's threads timed."""
     from bertjax.mlperf import serve
     from bertjax.mlperf.system import System
 
-    opened: list[Watched] = []
+    inside: dict[int, float] = {}  # CPU seconds in the backend, by thread
     spent = {"workers": 0.0, "issuing": 0.0, "run": 0.0}
     lock = threading.Lock()
 
     def open_with(*args: Any, **rest: Any) -> Backend:
-        opened.append(Watched(open_backend(*args, **rest)))
-        return opened[-1]
+        return timed_backend(open_backend(*args, **rest), inside)
 
     class Timed(System):
         def _work(self, queue: Any) -> None:
-            self._backend.inside.pop(threading.get_ident(), None)  # of an earlier thread, before the run
+            inside.pop(threading.get_ident(), None)  # of an earlier thread, before the run
             begin = time.thread_time()
             super()._work(queue)
-            outside = time.thread_time() - begin - self._backend.inside.get(threading.get_ident(), 0.0)
+            outside = time.thread_time() - begin - inside.get(threading.get_ident(), 0.0)
             with lock:
                 spent["workers"] += outside
 
