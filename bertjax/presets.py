@@ -53,8 +53,8 @@ def minilm() -> RunSettings:
     Command: `python train/distill.py --preset minilm --encoder DIR --train-file train.json.gz --val-file val.json.gz
     --eval-file dev-v1.1.json.gz`; without the files the public SQuAD v1.1 is fetched, without the folder the encoder.
     Expected time: about five hours on two cores.
-    Expected result: with 1.2, 0.4 and 0.06 epochs in place of 2, 2 and 0.5 (README) teacher F1 80.0 and INT8 student
-    78.2; the preset as it stands has not been run to its end.
+    Expected result: with 1.3, 0.6 and 0.1 epochs in place of 2, 2 and 0.5 (README) teacher F1 79.9 and INT8 student
+    79.1; the preset as it stands has not been run to its end.
     """
     return RunSettings(
         output="runs/minilm",
