@@ -9,19 +9,23 @@ import subprocess
 import sys
 from collections.abc import Sequence
 
+from bertjax.programs import ALLOCATOR
+
 
 def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen:
     """Start `python -m MODULE FD ...`, with `content` pickled on its stdin and these file descriptors open.
 
-    It has a session of its own: Ctrl-C reaches only this process, which then ends the other one. Its stdin stays open,
-    so that its end tells the other one that this process has gone; see `end_with_parent`.
+    It has the system's own allocator: with what `programs.run` sets for training, one arena, Server was slower. It has
+    a session of its own: Ctrl-C reaches only this process, which then ends the other one. Its stdin stays open, so that
+    its end tells the other one that this process has gone; see `end_with_parent`.
     """
+    inherited = {key: value for key, value in os.environ.items() if (key, value) != ("GLIBC_TUNABLES", ALLOCATOR)}
     process = subprocess.Popen(
         [sys.executable, "-m", module, *map(str, fds)],
         stdin=subprocess.PIPE,
         pass_fds=fds,
         start_new_session=True,
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        env=inherited | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
     )
     try:
         with contextlib.suppress(BrokenPipeError):  # it has died already, and whoever waits for its answer sees that
