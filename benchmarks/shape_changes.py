@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import random
-import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,6 +28,7 @@ from bertjax.data.batching import BatchPlan
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu, measure, records
 from bertjax.mlperf.backend import cpu_graph, require
+from bertjax.mlperf.compare import interleaved
 from bertjax.mlperf.packing import BATCH_ROWS
 from bertjax.mlperf.queues import SERVER_MULTIPLE
 from bertjax.mlperf.samples import FIELDS, open_library
@@ -105,18 +106,15 @@ def main() -> None:
         for stream in range(cores):
             for pick in ways.values():
                 pick(stream, shape).infer(feed, share_inputs=True)
-    rates: dict[tuple[str, bool], list[float]] = {row: [] for row in rows}
-    bar = tqdm.tqdm(total=len(rows) * (1 + options.rounds), desc="rounds", unit="row", leave=False, disable=None)
-    for turn in range(1 + options.rounds):  # the first is for warming up
-        for name, mixed in rows:
-            rate = tokens_per_second(ways[name], feeds, cores, mixed=mixed, seconds=options.seconds)
-            rates[name, mixed] += [rate] if turn else []
-            bar.update()
-    bar.close()
+    runs = [
+        functools.partial(tokens_per_second, ways[name], feeds, cores, mixed=mixed, seconds=options.seconds)
+        for name, mixed in rows
+    ]
+    rates = interleaved(runs, rounds=options.rounds)
     print("| models | shapes | padded tokens/s |\n|---|---|---|")
-    for (name, mixed), found in rates.items():
+    for (name, mixed), found in zip(rows, rates.T, strict=True):
         order = "at random" if mixed else "in long runs"
-        print(f"| {name} | {order} | {statistics.median(found):,.0f} ({min(found):,.0f} to {max(found):,.0f}) |")
+        print(f"| {name} | {order} | {np.median(found):,.0f} ({found.min():,.0f} to {found.max():,.0f}) |")
 
 
 def _feeds(
