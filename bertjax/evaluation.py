@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from bertjax.accelerator import padding_multiple
 from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.answers import predict
@@ -33,8 +34,9 @@ class Evaluator:
 
     def __init__(self, config: BertConfig, dataset: Dataset, *, dtype: jnp.dtype = jnp.float32):
         self.dataset, self.config = dataset, config
+        multiple = padding_multiple(LENGTH_MULTIPLE, dataset.longest)
         self.plans = batching.plan_inference(
-            dataset.lengths, tokens=INFERENCE_TOKENS, multiple=LENGTH_MULTIPLE, longest=dataset.longest
+            dataset.lengths, tokens=INFERENCE_TOKENS, multiple=multiple, longest=dataset.longest
         )
 
         @jax.jit
@@ -54,7 +56,8 @@ class Evaluator:
             size = max(1, INFERENCE_TOKENS // plan.length)
             rows = np.resize(plan.rows, size)  # the last batch of a length is filled up: one shape per length
             batch = batching.collate(self.dataset.windows, rows, plan.length, self.config.pad_token_id)
-            start, end = (np.asarray(value) for value in self._logits(params, batch))
+            with jax.default_matmul_precision("highest"):  # float32 is not rounded to TF32 where a GPU would
+                start, end = (np.asarray(value) for value in self._logits(params, batch))
             for row, index in enumerate(plan.rows):
                 length = self.dataset.lengths[index]
                 starts[index], ends[index] = start[row, :length], end[row, :length]

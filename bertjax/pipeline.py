@@ -10,6 +10,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 
 from bertjax import inputs, modeldir, records
@@ -96,7 +97,8 @@ def _record_run(run: Run) -> None:
         "doc_stride": settings.doc_stride,
         "max_query": settings.max_query,
     }
-    about = {"command": run.command, "versions": records.versions(), "machine": records.machine()}
+    machine = records.machine() | {"trained_on": jax.devices()[0].device_kind}
+    about = {"command": run.command, "versions": records.versions(), "machine": machine}
     records.update_metrics(run.folder, about | {"seed": settings.seed, "data": data})
 
 
@@ -129,6 +131,7 @@ def fine_tune_encoder(
         dataset=train,
         validation=validation,
         batch_size=settings.teacher_batch_size,
+        length_multiple=settings.length_multiple,
         settings=train_settings(settings, "teacher", train),
         folder=folder,
         dtype=jnp.dtype(settings.dtype),

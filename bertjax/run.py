@@ -147,6 +147,7 @@ def distill_stage(run: Run, stage: str, config: BertConfig, params: Params, fold
         dataset=train,
         validation=validation,
         batch_size=getattr(settings, f"{stage}_batch_size"),
+        length_multiple=settings.length_multiple,
         distillation=distill_settings(settings),
         settings=train_settings(settings, stage, train, share),
         folder=folder,

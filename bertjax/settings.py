@@ -98,6 +98,9 @@ class RunSettings:
         False, "train the activation scales too (LSQ) in quantization-aware distillation", action="store_true"
     )
     ema: float = _flag(0.0, "decay of averaged weights, scored and kept in place of the last ones; 0: no average")
+    length_multiple: int = _flag(
+        32, "training batches are padded to a multiple of this; a larger one compiles fewer shapes, for a fast GPU"
+    )
     evaluations: int = _flag(4, "how often each training stage is scored on the validation file; the best is kept")
     dtype: str = _flag("float32", "dtype of the activations in training", choices=("float32", "bfloat16"))
     seed: int = _flag(0, "seed of everything random")
@@ -112,6 +115,8 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Raises UserError where a number makes no sense for any run."""
+        if self.length_multiple < 1:
+            raise UserError(f"--length-multiple {self.length_multiple}: must be at least 1")
         if self.pruning_rounds < 1:
             raise UserError(f"--pruning-rounds {self.pruning_rounds}: must be at least 1")
         if not 0.0 <= self.ema < 1.0:

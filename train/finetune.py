@@ -32,6 +32,7 @@ FLAGS = [
     "teacher_batch_size",
     "teacher_learning_rate",
     "ema",
+    "length_multiple",
     "evaluations",
     "dtype",
     "seed",

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from bertjax.accelerator import padding_multiple
 from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
@@ -104,8 +105,9 @@ def measure_importance(
         }
 
     totals = None
+    multiple = padding_multiple(LENGTH_MULTIPLE, dataset.longest)
     plans = batching.plan_inference(
-        dataset.lengths[chosen], tokens=BATCH_TOKENS, multiple=LENGTH_MULTIPLE, longest=dataset.longest
+        dataset.lengths[chosen], tokens=BATCH_TOKENS, multiple=multiple, longest=dataset.longest
     )
     bar = tqdm(total=len(chosen), desc="importance", unit="example", dynamic_ncols=True)
     for plan in plans:

@@ -23,6 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from bertjax.accelerator import padding_multiple
 from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
@@ -55,7 +56,7 @@ def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, s
         dataset.lengths,
         np.random.default_rng(seed).permutation(len(dataset.windows))[:examples],
         tokens=BATCH_TOKENS,
-        multiple=LENGTH_MULTIPLE,
+        multiple=padding_multiple(LENGTH_MULTIPLE, dataset.longest),
         longest=dataset.longest,
         pad_id=teacher.config.pad_token_id,
     )
@@ -153,7 +154,8 @@ def _moments(hidden: jax.Array, target: jax.Array, mask: jax.Array) -> tuple[jax
     """Sums over real tokens of `h h^T` and `h target^T`, with a unit that is always 1 after the others."""
     ones = jnp.ones((*mask.shape, 1))
     rows = (jnp.concatenate([hidden, ones], axis=-1) * mask[..., None]).reshape(-1, hidden.shape[-1] + 1)
-    return rows.T @ rows, rows.T @ target.reshape(-1, target.shape[-1])
+    with jax.default_matmul_precision("highest"):  # sums that a system is solved with; a GPU would round to TF32
+        return rows.T @ rows, rows.T @ target.reshape(-1, target.shape[-1])
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2))

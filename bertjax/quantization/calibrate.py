@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from bertjax.accelerator import padding_multiple
 from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
@@ -56,7 +57,7 @@ def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, seed:
         dataset.lengths,
         chosen,
         tokens=BATCH_TOKENS,
-        multiple=LENGTH_MULTIPLE,
+        multiple=padding_multiple(LENGTH_MULTIPLE, dataset.longest),
         longest=dataset.longest,
         pad_id=config.pad_token_id,
     )

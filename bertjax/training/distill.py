@@ -60,6 +60,7 @@ def distill(
     dataset: Dataset,
     validation: Dataset,
     batch_size: int,
+    length_multiple: int,
     distillation: DistillSettings,
     settings: TrainSettings,
     folder: Path,
@@ -100,7 +101,7 @@ def distill(
         return distillation_loss(output, batch, distillation, layers)
 
     evaluator = Evaluator(config, validation, dtype=dtype)
-    make_batch = batch_maker(dataset, config, batch_size=batch_size, seed=settings.seed)
+    make_batch = batch_maker(dataset, config, batch_size=batch_size, multiple=length_multiple, seed=settings.seed)
     best = train(
         params=trained,
         loss=loss,

@@ -17,11 +17,11 @@ from bertjax.model import BertForQuestionAnswering, Params, bind
 from bertjax.training.loop import TrainSettings, train
 from bertjax.training.losses import span_cross_entropy
 
-LENGTH_MULTIPLE = 32  # training batches are padded to a multiple of it: at most 12 shapes up to 384 tokens
 
-
-def batch_maker(dataset: Dataset, config: BertConfig, *, batch_size: int, seed: int) -> Callable[[int], Batch]:
-    """The batch of any step, over as many shuffled epochs as the steps need."""
+def batch_maker(
+    dataset: Dataset, config: BertConfig, *, batch_size: int, multiple: int, seed: int
+) -> Callable[[int], Batch]:
+    """The batch of any step, over as many shuffled epochs as the steps need, padded to a multiple of `multiple`."""
     per_epoch = steps_per_epoch(dataset, batch_size)
     plans: dict[int, list[batching.BatchPlan]] = {}
 
@@ -32,7 +32,7 @@ def batch_maker(dataset: Dataset, config: BertConfig, *, batch_size: int, seed: 
             plans[epoch] = batching.plan_epoch(
                 dataset.lengths,
                 batch_size=batch_size,
-                multiple=LENGTH_MULTIPLE,
+                multiple=multiple,
                 longest=dataset.longest,
                 seed=seed,
                 epoch=epoch,
@@ -55,6 +55,7 @@ def fine_tune(
     dataset: Dataset,
     validation: Dataset,
     batch_size: int,
+    length_multiple: int,
     settings: TrainSettings,
     folder: Path,
     dtype: jnp.dtype = jnp.float32,
@@ -73,7 +74,7 @@ def fine_tune(
     return train(
         params=params,
         loss=loss,
-        make_batch=batch_maker(dataset, config, batch_size=batch_size, seed=settings.seed),
+        make_batch=batch_maker(dataset, config, batch_size=batch_size, multiple=length_multiple, seed=settings.seed),
         settings=settings,
         folder=folder,
         label="fine-tune",

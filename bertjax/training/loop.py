@@ -114,7 +114,7 @@ def train(
     now = _restore(folder, Checkpoint(step=0, scored=-1, state=state, best_score=-np.inf, best=None), identity)
     step_function = _make_step(loss, optimizer, settings)
     marks = _evaluation_steps(settings, score_start) if evaluate else set()
-    saved, smooth = time.monotonic(), None
+    saved, smooth, batch = time.monotonic(), None, None
     bar = tqdm(total=settings.steps, initial=now.step, desc=label, unit="step", dynamic_ncols=True)
     try:
         while True:
@@ -124,8 +124,9 @@ def train(
                 now = _scored(now, score)
             if now.step == settings.steps:
                 break
-            state, value = step_function(now.state, make_batch(now.step), jnp.int32(now.step))
+            state, value = step_function(now.state, batch or make_batch(now.step), jnp.int32(now.step))
             now = dataclasses.replace(now, step=now.step + 1, state=state)
+            batch = make_batch(now.step) if now.step < settings.steps else None  # while the device takes the step
             smooth = _smooth(smooth, float(value), label, now.step)
             bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
             bar.update()

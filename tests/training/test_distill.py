@@ -59,7 +59,7 @@ def teacher():
 
 
 def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
-    make_batch = batch_maker(dataset, CONFIG, batch_size=4, seed=0)
+    make_batch = batch_maker(dataset, CONFIG, batch_size=4, multiple=32, seed=0)
     fresh = make_targets(teacher, dataset, cache=None)
     first = make_targets(teacher, dataset, cache=tmp_path)
     for step in range(3):
@@ -75,7 +75,7 @@ def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
 
 def test_without_layers_only_logits_are_kept(tmp_path: Path, dataset, teacher):
     logits = dataclasses.replace(teacher, layers=DistillSettings(hidden_weight=0.0).teacher_layers(2))
-    batch = batch_maker(dataset, CONFIG, batch_size=12, seed=0)(0)
+    batch = batch_maker(dataset, CONFIG, batch_size=12, multiple=32, seed=0)(0)
     both = make_targets(teacher, dataset, cache=tmp_path)(batch)
     found = make_targets(logits, dataset, cache=tmp_path)(batch)
     assert "teacher_hidden" not in found
@@ -97,7 +97,7 @@ def test_a_cache_larger_than_the_disk_is_told(tmp_path: Path, dataset, teacher, 
 def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset, teacher):
     student = init_params(BertForQuestionAnswering, CONFIG, seed=6)
     targets = make_targets(teacher, dataset, cache=None)
-    batch = targets(batch_maker(dataset, CONFIG, batch_size=12, seed=0)(0))
+    batch = targets(batch_maker(dataset, CONFIG, batch_size=12, multiple=32, seed=0)(0))
 
     def distance(params: dict) -> float:
         module = bind(BertForQuestionAnswering, CONFIG, params)
@@ -114,6 +114,7 @@ def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset,
         dataset=dataset,
         validation=dataset,
         batch_size=4,
+        length_multiple=32,
         distillation=DistillSettings(),
         settings=TrainSettings(steps=40, learning_rate=3e-3),
         folder=tmp_path,
@@ -123,7 +124,9 @@ def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset,
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
-    batch = make_targets(teacher, dataset, cache=None)(batch_maker(dataset, CONFIG, batch_size=12, seed=0)(0))
+    batch = make_targets(teacher, dataset, cache=None)(
+        batch_maker(dataset, CONFIG, batch_size=12, multiple=32, seed=0)(0)
+    )
     student = bind(BertForQuestionAnswering, CONFIG, init_params(BertForQuestionAnswering, CONFIG, seed=6))
     output, mask = (
         student(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]),
@@ -160,6 +163,7 @@ def _train_on_the_grid(folder: Path, dataset, teacher, *, learned_scales: bool, 
         dataset=dataset,
         validation=dataset,
         batch_size=12,
+        length_multiple=32,
         distillation=DistillSettings(hidden_weight=0.0, learned_scales=learned_scales),
         settings=TrainSettings(steps=3, learning_rate=3e-3, evaluations=evaluations),
         folder=folder,
