@@ -23,7 +23,7 @@ import numpy as np
 import tqdm
 
 from bertjax import programs
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, BertConfig
 from bertjax.data.batching import BatchPlan
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu, measure, records
@@ -31,7 +31,7 @@ from bertjax.mlperf.backend import cpu_graph, require
 from bertjax.mlperf.compare import interleaved
 from bertjax.mlperf.packing import BATCH_ROWS
 from bertjax.mlperf.queues import SERVER_MULTIPLE
-from bertjax.mlperf.samples import FIELDS, open_library
+from bertjax.mlperf.samples import open_library
 
 TOKENS = 1024  # most padded ones in a batch
 LONG_RUN = 30  # batches of one shape, where shapes do not come at random
@@ -47,7 +47,7 @@ def open_ways(graph: Path, shapes: list[tuple[int, int]], cores: int) -> dict[st
     def requests(shape: tuple[int, int] | None, streams: int) -> list[Any]:
         one = model.clone()
         if shape is not None:
-            one.reshape({name: list(shape) for name in FIELDS})
+            one.reshape({name: list(shape) for name in INPUTS})
         pinned = {} if shape is None else {"ENABLE_CPU_PINNING": False}
         settings = {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams, "INFERENCE_PRECISION_HINT": "bf16"}
         compiled = core.compile_model(one, "CPU", settings | pinned)
@@ -123,7 +123,7 @@ def _feeds(
     """Inputs of the largest batch of each length, in the order of `largest`, by shape."""
     some = list(largest.values())[:count]
     return {
-        (len(plan.rows), plan.length): dict(zip(FIELDS, gather(plan.rows, plan.length), strict=True)) for plan in some
+        (len(plan.rows), plan.length): dict(zip(INPUTS, gather(plan.rows, plan.length), strict=True)) for plan in some
     }
 
 

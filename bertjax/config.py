@@ -10,6 +10,9 @@ from typing import Any
 
 from bertjax.errors import UserError
 
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of every exported graph, in this order
+OUTPUTS = ("start_logits", "end_logits")
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LayerShape:

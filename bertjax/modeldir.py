@@ -180,7 +180,9 @@ def save(directory: Path, config: BertConfig, parameters: Mapping[str, np.ndarra
     with write_aside(Path(directory)) as aside:
         (aside / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
         arrays = {name: np.asarray(value, order="C") for name, value in parameters.items()}
-        safetensors.numpy.save_file(arrays, aside / "model.safetensors", metadata={"format": "pt"})
+        # Not `save_file`, which leaves a file that nobody but its owner may read.
+        content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
+        (aside / "model.safetensors").write_bytes(content)
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).exists():
                 shutil.copyfile(Path(tokenizer_from) / name, aside / name)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,21 +68,33 @@ def prepare_teacher(settings: RunSettings, command: str) -> Run:
 
 
 def _claim(settings: RunSettings) -> None:
-    """Write `settings.json`, or see that the one there is the same."""
+    """Write `settings.json`, or see that the one there makes the same models: what is scored may change."""
     path = Path(settings.output) / "settings.json"
-    wanted = json.loads(json.dumps(to_dict(settings)))
-    if not path.exists():
-        modeldir.write_file_aside(path, json.dumps(wanted, indent=2) + "\n")
-        return
-    try:
-        found = json.loads(path.read_text())
-    except json.JSONDecodeError:
-        raise UserError(f"{path}: not valid JSON; give another --output") from None
-    found = json.loads(json.dumps(to_dict(RunSettings()))) | found  # a field that is newer than the run
-    changed = [name for name in wanted if found[name] != wanted[name]]
-    if changed:
-        what = ", ".join(f"{name} was {found[name]!r} and is now {wanted[name]!r}" for name in changed)
-        raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
+    wanted = _as_json(settings)
+    if path.exists():
+        try:
+            found = json.loads(path.read_text())
+        except json.JSONDecodeError:
+            raise UserError(f"{path}: not valid JSON; give another --output") from None
+        found = _as_json(RunSettings()) | found  # a field that is newer than the run
+        old, new = _what_makes_models(found), _what_makes_models(wanted)
+        changed = [name for name in new if old[name] != new[name]]
+        if changed:
+            what = ", ".join(f"{name} was {old[name]!r} and is now {new[name]!r}" for name in changed)
+            raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
+        if found == wanted:
+            return
+    modeldir.write_file_aside(path, json.dumps(wanted, indent=2) + "\n")
+
+
+def _as_json(settings: RunSettings) -> dict[str, Any]:
+    return json.loads(json.dumps(to_dict(settings)))
+
+
+def _what_makes_models(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run's models depend on: not whether stages are scored, nor how much disk is lent."""
+    kept = {name: value for name, value in settings.items() if name != "cache_gib"}
+    return kept | {"skip": [stage for stage in kept["skip"] if stage != "evaluate"]}
 
 
 def _record_run(run: Run) -> None:

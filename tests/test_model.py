@@ -149,6 +149,8 @@ def test_a_directory_comes_back_as_it_was_saved(tmp_path: Path):
     assert arrays.keys() == again.keys()
     for name, value in arrays.items():
         np.testing.assert_array_equal(value, again[name])
+    weights, config_file = ((tmp_path / "b" / name).stat() for name in ("model.safetensors", "config.json"))
+    assert weights.st_mode == config_file.st_mode, "whoever may read one file may read the other"
     start, _ = jit_logits(load(tmp_path / "b"))(*_inputs(config.vocab_size, 2, 9))
     assert np.isfinite(start).all()
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax.config import BertConfig, count_macs
+from bertjax.config import INPUTS, BertConfig, count_macs
 from bertjax.data.answers import candidate_spans
 from bertjax.data.batching import collate, plan_inference
 from bertjax.data.features import Window, WindowSettings, make_windows
@@ -19,7 +19,7 @@ from bertjax.errors import UserError
 from bertjax.mlperf import cpu, records
 from bertjax.mlperf.backend import open_backend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
-from bertjax.mlperf.samples import FIELDS, fitting_tokenizer
+from bertjax.mlperf.samples import fitting_tokenizer
 
 BAR_AFTER = 2.0  # seconds without an answer until a bar shows that work is going on
 
@@ -132,7 +132,7 @@ class Reader:
         found = []
         for plan in plans:
             arrays = collate(windows, plan.rows, plan.length, self._pad_id)
-            found.append((plan.rows, tuple(arrays[name].astype(np.int64) for name in FIELDS)))
+            found.append((plan.rows, tuple(arrays[name].astype(np.int64) for name in INPUTS)))
         return found
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu
 from bertjax.mlperf.backend import Logits, require
@@ -43,8 +43,8 @@ class OnnxRuntimeBackend:
         )
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
-        feed = {"input_ids": input_ids, "attention_mask": attention_mask, "token_type_ids": token_type_ids}
-        start_logits, end_logits = self._session.run(["start_logits", "end_logits"], feed)
+        feed = dict(zip(INPUTS, (input_ids, attention_mask, token_type_ids), strict=True))
+        start_logits, end_logits = self._session.run(OUTPUTS, feed)
         return start_logits, end_logits
 
     def node_kernels(self) -> dict[str, str]:

@@ -15,13 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu
 from bertjax.mlperf.backend import Logits, require
-from bertjax.mlperf.samples import FIELDS
-
-OUTPUTS = ("start_logits", "end_logits")
 
 
 class _OneShape:
@@ -32,7 +29,7 @@ class _OneShape:
 
     def __init__(self, request: Any):
         self.request = request
-        self._inputs = [request.get_tensor(name).data for name in FIELDS]
+        self._inputs = [request.get_tensor(name).data for name in INPUTS]
         self._outputs = [request.get_tensor(name).data for name in OUTPUTS]
 
     def infer(self, *feed: np.ndarray) -> list[np.ndarray]:
@@ -123,7 +120,7 @@ class OpenVINOBackend:
             fixed = self._fixed.get((stream, *input_ids.shape))
             if fixed is None:
                 self._last = request = self._requests[stream]
-                results = request.infer(dict(zip(FIELDS, feed, strict=True)), share_inputs=True)
+                results = request.infer(dict(zip(INPUTS, feed, strict=True)), share_inputs=True)
                 starts, ends = (results[name] for name in OUTPUTS)
             else:
                 self._last = fixed.request
@@ -145,7 +142,7 @@ class OpenVINOBackend:
             if self._model is None:
                 self._model = self._core.read_model(str(self._graph))
         model = self._model.clone()  # shares the weights
-        model.reshape({name: list(shape) for name in FIELDS})
+        model.reshape({name: list(shape) for name in INPUTS})
         compiled = self._core.compile_model(model, "CPU", self._fixed_settings)
         self._fixed[stream, *shape] = _OneShape(compiled.create_infer_request())
 

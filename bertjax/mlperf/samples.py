@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, BertConfig
 from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.features import WindowSettings
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
-
-FIELDS = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def read_dataset(path: Path, directory: Path, settings: WindowSettings) -> Dataset:
@@ -67,7 +65,7 @@ class SampleLibrary:
     def load(self, indices: Sequence[int]) -> None:
         """Bring windows into memory, in place of those loaded before."""
         arrays = collate(self._windows, indices, self.longest, self._pad_id)
-        self._arrays = {name: arrays[name].astype(np.int64) for name in FIELDS}  # as backends take them
+        self._arrays = {name: arrays[name].astype(np.int64) for name in INPUTS}  # as backends take them
         self._rows[:] = -1
         self._rows[list(indices)] = np.arange(len(indices))
 
@@ -84,5 +82,5 @@ class SampleLibrary:
         """
         rows = self._rows[indices]
         assert (rows >= 0).all(), "LoadGen asked for a sample that it did not load"
-        ids, mask, types = (self._arrays[name][:, :length][rows] for name in FIELDS)
+        ids, mask, types = (self._arrays[name][:, :length][rows] for name in INPUTS)
         return ids, mask, types

@@ -11,15 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from bertjax.config import INPUTS, OUTPUTS
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.backend import Logits, require
 from bertjax.mlperf.cuda_stream import CudaStream
 from bertjax.onnx.export import source_digest
 from bertjax.tensorrt.binding import find_gpu
 from bertjax.tensorrt.record import LIBRARIES, read_record
-
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUTS = ("start_logits", "end_logits")
 
 Shape = tuple[int, int]  # sequences, tokens
 

@@ -13,7 +13,7 @@ import onnx
 from onnx import helper
 
 from bertjax import tensors
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.modeldir import Tensors
 from bertjax.onnx.dense import dense, fake_quantize
 from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
@@ -53,10 +53,8 @@ def emit(config: BertConfig, parameters: Tensors, flavour: Flavour) -> onnx.Mode
     _span_head(graph, parameters, x)
 
     axes = ["batch", "seq"]
-    names = ("input_ids", "attention_mask", "token_type_ids")
-    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, axes) for name in names]
-    names = ("start_logits", "end_logits")
-    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes) for name in names]
+    inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, axes) for name in INPUTS]
+    outputs = [helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, axes) for name in OUTPUTS]
     return helper.make_model(
         graph.finish(inputs, outputs),
         opset_imports=[helper.make_opsetid("", OPSET)],

@@ -21,12 +21,10 @@ import onnx
 import tensorflow as tf
 import tf2onnx
 
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.modeldir import Tensors
 
 OPSET = 18  # the highest that tf2onnx 1.17 writes
-INPUTS = ("input_ids", "attention_mask", "token_type_ids")
-OUTPUTS = ("start_logits", "end_logits")
 MASKED = -1e4  # added to the scores of padding; exp() of it is 0 in float32
 
 

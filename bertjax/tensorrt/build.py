@@ -15,11 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, BertConfig
 from bertjax.errors import UserError, WorkFailed
 from bertjax.tensorrt.binding import find_gpu
-
-_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 Range = tuple[int, int, int]  # least, optimal, most
 
@@ -196,7 +194,7 @@ def _set_timing_cache(config: Any, content: bytes) -> None:
 def _add_profiles(builder: Any, config: Any, settings: BuildSettings) -> None:
     for batch in settings.batches:
         profile = builder.create_optimization_profile()
-        for name in _INPUTS:
+        for name in INPUTS:
             profile.set_shape(name, *zip(batch, settings.seq, strict=True))
         if config.add_optimization_profile(profile) < 0:
             raise WorkFailed(f"--batch {','.join(map(str, batch))}: TensorRT refuses this optimization profile")

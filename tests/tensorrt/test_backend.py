@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bertjax.config import INPUTS, OUTPUTS
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import tensorrt_backend
-from bertjax.mlperf.tensorrt_backend import INPUTS, OUTPUTS, EngineStream, TensorRTBackend
+from bertjax.mlperf.tensorrt_backend import EngineStream, TensorRTBackend
 from bertjax.onnx.export import source_digest
 from bertjax.tensorrt.binding import Gpu
 from tests.models import tiny_config, write_random_model
