@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ _STAGES = {
     "ptq": "INT8, calibrated",
     "int8": "INT8, trained",
 }
+_SKIPPED = {"prune": "pruned", "distill": "distilled", "qat": "int8"}  # what --skip takes, and the stage it leaves out
 STUDENT = "student-int8"  # the directory that is served
 _STAGE_HEADER = ["model", "exact match", "F1", "of teacher", "parameters", "MACs", "fewer", "file", "time"]
 _LOADGEN_HEADER = ["model", "backend", "Offline", "Server", "SingleStream p90", "valid"]
@@ -36,7 +38,7 @@ def loadgen_table(run: Path) -> str:
 def _stage_rows(run: Path, metrics: dict[str, Any]) -> list[list[str]]:
     stages = metrics.get("stages", {})
     teacher = stages.get("teacher", {})
-    rows = [_stage_row(label, stages[name], teacher) for name, label in _STAGES.items() if name in stages]
+    rows = [_stage_row(_STAGES[name], figures, teacher) for name, figures in _own_stages(run, metrics).items()]
     served = metrics.get("loadgen", {}).get(STUDENT, {})
     for entry in (scenario["accuracy"] for scenario in served.values() if "accuracy" in scenario):
         figures = stages["int8"] | {"exact_match": entry["exact_match"], "f1": entry["f1"]}
@@ -44,6 +46,15 @@ def _stage_rows(run: Path, metrics: dict[str, Any]) -> list[list[str]]:
         figures |= {"bytes": graph.stat().st_size if graph.exists() else None, "seconds": None}
         rows.append(_stage_row(f"INT8, {entry['backend']} under LoadGen", figures, teacher))
     return rows
+
+
+def _own_stages(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the stages in their order, without those left out, whose model is that of the stage before."""
+    path = Path(run) / "settings.json"
+    skipped = json.loads(path.read_text())["skip"] if path.exists() else []
+    left_out = {stage for name, stage in _SKIPPED.items() if name in skipped}
+    stages = metrics.get("stages", {})
+    return {name: stages[name] for name in _STAGES if name in stages and name not in left_out}
 
 
 def _stage_row(label: str, figures: dict[str, Any], teacher: dict[str, Any]) -> list[str]:
@@ -105,7 +116,7 @@ def write_report(run: Path) -> Path:
     run = Path(run)
     metrics = read_metrics(run)
     parts = [_html_table(_STAGE_HEADER, _stage_rows(run, metrics))]
-    picture = _stage_picture(metrics)
+    picture = _stage_picture(_own_stages(run, metrics))
     if picture:
         write_file_aside(run / "stages.svg", picture)
         parts.append(_inline(picture))
@@ -131,14 +142,14 @@ def _html_table(header: list[str], rows: list[list[str]]) -> str:
     return f"<table>{line(header, 'th')}{''.join(line(row, 'td') for row in rows)}</table>"
 
 
-def _stage_picture(metrics: dict[str, Any]) -> str:
+def _stage_picture(stages: dict[str, Any]) -> str:
     """F1 of every stage beside its multiply-accumulates, as SVG; "" while no stage has been scored."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    stages = {name: figures for name, figures in metrics.get("stages", {}).items() if "f1" in figures}
+    stages = {name: figures for name, figures in stages.items() if "f1" in figures}
     if not stages:
         return ""
     labels = [_STAGES[name] for name in stages]

@@ -167,6 +167,8 @@ def test_a_finished_teacher_is_taken_as_it_is_and_stages_can_be_left_out(finishe
     assert "f1" not in read_metrics(run.folder)["stages"]["int8"]
     scored = pipeline.run_pipeline(dataclasses.replace(settings, skip=settings.skip[:-1]), "again, with scores")
     assert all("f1" in figures for figures in read_metrics(scored.folder)["stages"].values())
+    rows = report.stage_table(scored.folder).splitlines()[2:]
+    assert [row.split("  ")[0] for row in rows] == ["teacher", "INT8, calibrated"], "left out is not told as done"
 
 
 def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, tmp_path: Path, monkeypatch):

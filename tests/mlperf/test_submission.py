@@ -29,6 +29,7 @@ from tests.models import tiny_config, write_random_model
 WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
 SCENARIOS = ("Offline", "Server", "SingleStream")
 ROOT = Path(__file__).resolve().parents[2]
+SAMPLE = ROOT / "docs" / "submission-sample"  # three runs of 600 seconds with a real student
 
 
 @pytest.fixture(scope="module")
@@ -390,6 +391,12 @@ def test_wrong_input_is_one_line_and_exit_code_2(model, tmp_path, arguments, tol
     done = call(tmp_path, *arguments, *where)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ") and told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_the_sample_in_docs_has_three_valid_runs_and_misses_nothing_but_the_gate():
+    found = check_submission(SAMPLE, Bounds(reference_f1=74.544))  # its teacher's
+    assert [row[2] for row in found.results] == list(SCENARIOS)
+    assert len(found.faults) == 3 and all("misses the gate of bert-99" in fault for fault in found.faults)
 
 
 CHECKOUT = os.environ.get("MLCOMMONS_INFERENCE")  # a checkout of mlcommons/inference

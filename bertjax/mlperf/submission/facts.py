@@ -90,8 +90,10 @@ def _retraining(model: Path, settings: Mapping[str, Any]) -> str:
     if not settings.get("teacher"):
         origin = "a pretrained encoder" if settings.get("encoder") else "an encoder pretrained from random weights"
         done.append(f"fine-tuning of {origin}")
-    name, stages = Path(model).resolve().name, dict(stages_table(model))
-    if name in ("student", "student-int8") and "distilled" in stages:
+    name, folder = Path(model).resolve().name, run_folder(model)
+    stages = records.read_metrics(folder).get("stages", {}) if folder else {}
+    distilled = "distilled" in stages and "distill" not in settings.get("skip", ())
+    if name in ("student", "student-int8") and distilled:
         done.append("distillation from the unpruned teacher")
     quantization = BertConfig.from_json(Path(model) / "config.json").quantization
     if quantization and quantization.trained:
