@@ -14,6 +14,8 @@ from bertjax.modeldir import write_file_aside
 
 _PACKAGES = ("bertjax", "jax", "flax", "optax", "tokenizers", "onnx", "onnxruntime", "openvino", "mlcommons-loadgen")
 
+_LEFT_OUT = {"prune": "pruned", "distill": "distilled", "qat": "int8"}  # what --skip takes, and the stage it leaves out
+
 
 def read_metrics(run: Path) -> dict[str, Any]:
     """The run's record, empty if it has none yet.
@@ -37,6 +39,16 @@ def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
     merged = _merge(read_metrics(run), patch)
     write_file_aside(Path(run) / "metrics.json", json.dumps(merged, indent=2) + "\n")
     return merged
+
+
+def made_stages(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the stages that a run made, without those left out, whose model is that of the stage before.
+
+    Args:
+      metrics, settings: what `metrics.json` and `settings.json` of the run hold.
+    """
+    left_out = {stage for name, stage in _LEFT_OUT.items() if name in settings.get("skip", ())}
+    return {stage: figures for stage, figures in metrics.get("stages", {}).items() if stage not in left_out}
 
 
 def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:

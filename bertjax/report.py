@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.modeldir import write_file_aside
-from bertjax.records import read_metrics
+from bertjax.records import made_stages, read_metrics
 from bertjax.tables import count, text_table
 
 _STAGES = {
@@ -19,7 +19,6 @@ _STAGES = {
     "ptq": "INT8, calibrated",
     "int8": "INT8, trained",
 }
-_SKIPPED = {"prune": "pruned", "distill": "distilled", "qat": "int8"}  # what --skip takes, and the stage it leaves out
 STUDENT = "student-int8"  # the directory that is served
 _STAGE_HEADER = ["model", "exact match", "F1", "of teacher", "parameters", "MACs", "fewer", "file", "time"]
 _LOADGEN_HEADER = ["model", "backend", "Offline", "Server", "SingleStream p90", "valid"]
@@ -49,12 +48,10 @@ def _stage_rows(run: Path, metrics: dict[str, Any]) -> list[list[str]]:
 
 
 def _own_stages(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:
-    """The figures of the stages in their order, without those left out, whose model is that of the stage before."""
+    """The figures of the stages that the run made, in their order."""
     path = Path(run) / "settings.json"
-    skipped = json.loads(path.read_text())["skip"] if path.exists() else []
-    left_out = {stage for name, stage in _SKIPPED.items() if name in skipped}
-    stages = metrics.get("stages", {})
-    return {name: stages[name] for name in _STAGES if name in stages and name not in left_out}
+    made = made_stages(metrics, json.loads(path.read_text()) if path.exists() else {})
+    return {name: made[name] for name in _STAGES if name in made}
 
 
 def _stage_row(label: str, figures: dict[str, Any], teacher: dict[str, Any]) -> list[str]:

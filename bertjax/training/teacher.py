@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.config import BertConfig
+from bertjax.config import INPUTS, BertConfig
 from bertjax.data.batching import Batch
 from bertjax.data.dataset import Dataset
 from bertjax.model import BertForQuestionAnswering, Params, bind
@@ -66,9 +66,7 @@ def make_targets(teacher: Teacher, dataset: Dataset, *, cache: Path | None, dtyp
         return {name: value.astype(jnp.float16) for name, value in found.items()}
 
     def compute(batch: Batch) -> Batch:
-        return forward(
-            teacher.params, {name: batch[name] for name in ("input_ids", "attention_mask", "token_type_ids")}
-        )
+        return forward(teacher.params, {name: batch[name] for name in INPUTS})
 
     if cache is None:
         return lambda batch: batch | compute(batch)

@@ -58,10 +58,13 @@ def weight_types(model: Path, description: str | None) -> str:
 
 
 def stages_table(model: Path) -> list[tuple[str, dict[str, Any]]]:
-    """The stages of the model's run that were scored, in the order in which they were made."""
+    """The stages that the model's run made and scored, in the order in which they were made."""
+    return [(name, stage) for name, stage in _made_stages(model).items() if "f1" in stage]
+
+
+def _made_stages(model: Path) -> dict[str, Any]:
     folder = run_folder(model)
-    stages = records.read_metrics(folder).get("stages", {}) if folder else {}
-    return [(name, stage) for name, stage in stages.items() if "f1" in stage]
+    return records.made_stages(records.read_metrics(folder), _settings(model)) if folder else {}
 
 
 def _settings(model: Path) -> Mapping[str, Any]:
@@ -90,10 +93,7 @@ def _retraining(model: Path, settings: Mapping[str, Any]) -> str:
     if not settings.get("teacher"):
         origin = "a pretrained encoder" if settings.get("encoder") else "an encoder pretrained from random weights"
         done.append(f"fine-tuning of {origin}")
-    name, folder = Path(model).resolve().name, run_folder(model)
-    stages = records.read_metrics(folder).get("stages", {}) if folder else {}
-    distilled = "distilled" in stages and "distill" not in settings.get("skip", ())
-    if name in ("student", "student-int8") and distilled:
+    if Path(model).resolve().name in ("student", "student-int8") and "distilled" in _made_stages(model):
         done.append("distillation from the unpruned teacher")
     quantization = BertConfig.from_json(Path(model) / "config.json").quantization
     if quantization and quantization.trained:
