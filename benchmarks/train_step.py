@@ -1,4 +1,4 @@
-"""Speed of a training step on this machine under three settings of glibc's allocator, in interleaved runs.
+"""Speed of a training step on this machine: settings of glibc's allocator, and bfloat16, in interleaved runs.
 
     python benchmarks/train_step.py
 
@@ -22,11 +22,16 @@ import tqdm
 
 from bertjax import programs
 
-SETTINGS = {"default": "", "huge pages": "glibc.malloc.hugetlb=1", "huge pages, kept memory": programs.ALLOCATOR}
+SETTINGS = {  # GLIBC_TUNABLES and the activations' dtype
+    "default": ("", "float32"),
+    "huge pages": ("glibc.malloc.hugetlb=1", "float32"),
+    "huge pages, kept memory": (programs.ALLOCATOR, "float32"),
+    "the same, in bfloat16": (programs.ALLOCATOR, "bfloat16"),
+}
 STEPS = 15  # those before the last 10 warm up
 
 
-def measure(batch: int, length: int) -> float:
+def measure(batch: int, length: int, dtype: str) -> float:
     """Tokens per second of the training loop in this process."""
     import numpy as np
 
@@ -45,7 +50,7 @@ def measure(batch: int, length: int) -> float:
         return {"ids": ids, "ones": ones, "starts": labels[0], "ends": labels[1]}
 
     def loss(params, batch, key):
-        output = bind(BertForQuestionAnswering, config, params)(batch["ids"], batch["ones"], batch["ones"])
+        output = bind(BertForQuestionAnswering, config, params, dtype=dtype)(batch["ids"], batch["ones"], batch["ones"])
         return span_cross_entropy(output, batch["ones"], batch["starts"], batch["ends"]).mean()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -65,21 +70,28 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=24, help="windows in a batch (default 24)")
     parser.add_argument("--length", type=int, default=256, help="tokens in a window (default 256)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
+    parser.add_argument(
+        "--dtype", choices=["float32", "bfloat16"], default="float32", help="activations' dtype, with --once"
+    )
     parser.add_argument("--once", action="store_true", help="measure in this process and print tokens per second")
     options = parser.parse_args()
     if options.once:
-        print(measure(options.batch, options.length))
+        print(measure(options.batch, options.length, options.dtype))
         return
     command = [sys.executable, __file__, "--once", "--batch", str(options.batch), "--length", str(options.length)]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
     for _ in tqdm.trange(options.rounds, desc="rounds", disable=None):
-        for name, tunables in SETTINGS.items():
+        for name, (tunables, dtype) in SETTINGS.items():
             environment = os.environ | {"GLIBC_TUNABLES": tunables}
             done = subprocess.run(
-                command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True
+                [*command, "--dtype", dtype],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                check=True,
             )
             rates[name].append(float(done.stdout))
-    print(f"\n| allocator, batches of {options.batch} x {options.length} | tokens/s | speed |\n|---|---|---|")
+    print(f"\n| step, batches of {options.batch} x {options.length} | tokens/s | speed |\n|---|---|---|")
     for name, found in rates.items():
         ratios = [one / base for one, base in zip(found, rates["default"], strict=True)]
         print(f"| {name} | {statistics.median(found):.0f} | {statistics.median(ratios):.2f} |")

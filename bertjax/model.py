@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from bertjax import modeldir
+from bertjax import modeldir, products
 from bertjax.config import BertConfig, LayerShape
 from bertjax.fakequant import quantize_activation, quantize_weight
 
@@ -121,8 +121,7 @@ class Dense(nnx.Module):
         x = _on_grid(x, self.input_scale)
         if self.weight_scale is not None:
             weight = quantize_weight(weight, self.weight_scale[...])
-        y = jax.lax.dot_general(x, weight.astype(x.dtype), (((x.ndim - 1,), (1,)), ((), ())))
-        return y + self.bias[...].astype(x.dtype)
+        return products.dense(x, weight, self.bias[...])
 
 
 class BiasOnly(nnx.Module):
@@ -173,11 +172,10 @@ class SelfAttention(nnx.Module):
                 ("value", self.value, self.value_scale),
             )
         )
-        scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(self.head_size).astype(x.dtype)
-        weights = jax.nn.softmax(scores.astype(jnp.float32) + context.bias, axis=-1).astype(x.dtype)
+        weights = products.attention_weights(query, key, context.bias)
         weights = self._product_input("weights", weights, self.weights_scale, context, index)
         weights = context.dropout(weights, self.dropout, 3 * index)
-        mixed = jnp.einsum("bhqk,bhkd->bhqd", weights, value).transpose(0, 2, 1, 3)
+        mixed = products.attention_mix(weights, value).transpose(0, 2, 1, 3)
         if context.gates is not None:
             mixed = mixed * context.gates.heads[index][:, None, :, None]
         return mixed.reshape(*x.shape[:2], -1)
@@ -252,7 +250,7 @@ class Layer(nnx.Module):
             return None
         name = f"bert.encoder.layer.{index}"
         context.tell(f"{name}.intermediate.dense.input_scale", x)
-        units = jax.nn.gelu(self.intermediate.dense(x), approximate=False)
+        units = products.gelu(self.intermediate.dense(x))
         if context.gates is not None:
             units = units * context.gates.ffn[index][:, None, :]
         context.tell(f"{name}.output.dense.input_scale", units)
