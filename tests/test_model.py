@@ -129,6 +129,26 @@ def test_bfloat16_stays_near_float32():
     assert 0 < difference < 0.05
 
 
+def test_bfloat16_gradients_are_float32_and_near():
+    config = tiny_config(quantized=True)
+    params = init_params(BertForQuestionAnswering, config, seed=2)
+    ids, mask, types = _inputs(config.vocab_size, 2, 20)
+    trained = {name: value for name, value in params.items() if not name.endswith("_scale")}
+    scales = {name: 0.05 * value for name, value in params.items() if name.endswith("_scale")}
+
+    def gradients(dtype: jnp.dtype) -> np.ndarray:
+        def loss(trained):
+            output = bind(BertForQuestionAnswering, config, trained | scales, dtype=dtype)(ids, mask, types)
+            return span_cross_entropy(output, mask, np.array([6, 7]), np.array([8, 9])).mean()
+
+        found = jax.jit(jax.grad(loss))(trained)
+        assert all(value.dtype == jnp.float32 for value in found.values())
+        return np.concatenate([np.ravel(found[name]) for name in sorted(found)])
+
+    wide, narrow = gradients(jnp.float32), gradients(jnp.bfloat16)
+    assert wide @ narrow > 0.995 * np.linalg.norm(wide) * np.linalg.norm(narrow)
+
+
 def test_dropout_follows_its_key():
     config = dataclasses.replace(tiny_config(quantized=False), hidden_dropout=0.3)
     model = _span_model(config, seed=3)
