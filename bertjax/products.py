@@ -1,6 +1,6 @@
 """The model's matrix products and their gradients, summed in float32 whatever the inputs' dtype.
 
-On a CPU, XLA runs a bfloat16 product on the machine's matrix units (AMX, AVX512-BF16) only if its inputs lie in memory
+On a CPU, XLA runs a bfloat16 product on the machine's matrix units (AMX) only if its inputs lie in memory
 in bfloat16, row by row, and its sums are asked for in float32. A product of bfloat16 into bfloat16, one whose operand
 is transposed on its way, or one that autodiff wrote with one float32 operand is computed in float32 instead, several
 times as slowly (jaxlib 0.10; `python benchmarks/train_step.py`). Hence the gradients written out here, and
