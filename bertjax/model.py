@@ -362,7 +362,7 @@ class BertForMaskedLM(nnx.Module):
         hidden = self.bert(input_ids, attention_mask, token_type_ids, **rest)[-1]
         chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1).astype(jnp.float32)
         head, table = self.cls.predictions, self.bert.embeddings.word_embeddings.weight[...]
-        x = head.transform.LayerNorm(jax.nn.gelu(head.transform.dense(chosen), approximate=False))
+        x = head.transform.LayerNorm(products.gelu(head.transform.dense(chosen)))
         return x @ table.T + head.bias[...]
 
 

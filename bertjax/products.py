@@ -1,10 +1,10 @@
-"""The model's matrix products and their gradients, summed in float32 whatever the inputs' dtype.
+"""The model's matrix products, softmax and GELU with their gradients, summed in float32 whatever the inputs' dtype.
 
-On a CPU, XLA runs a bfloat16 product on the machine's matrix units (AMX) only if its inputs lie in memory
-in bfloat16, row by row, and its sums are asked for in float32. A product of bfloat16 into bfloat16, one whose operand
-is transposed on its way, or one that autodiff wrote with one float32 operand is computed in float32 instead, several
-times as slowly (jaxlib 0.10; `python benchmarks/train_step.py`). Hence the gradients written out here, and
-`_row_major`. In float32 they are what autodiff would give.
+On a CPU, XLA runs a bfloat16 product on the machine's matrix units (AMX) only if its inputs lie in memory in bfloat16,
+row by row, and its sums are asked for in float32. A product of bfloat16 into bfloat16, one whose operand is transposed
+on its way, or one that autodiff wrote with one float32 operand is computed in float32 instead, several times as slowly
+(jaxlib 0.10; `python benchmarks/train_step.py`). Hence the gradients written out here, and `_row_major`. In float32
+they are what autodiff would give.
 
 Shapes: B batch, H heads, S tokens, d head size.
 """

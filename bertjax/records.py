@@ -41,6 +41,12 @@ def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def read_settings(run: Path) -> dict[str, Any]:
+    """What the run's `settings.json` holds, empty if it has none."""
+    path = Path(run) / "settings.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
 def made_stages(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
     """The figures of the stages that a run made, without those left out, whose model is that of the stage before.
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import html
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 from bertjax.modeldir import write_file_aside
-from bertjax.records import made_stages, read_metrics
+from bertjax.records import made_stages, read_metrics, read_settings
 from bertjax.tables import count, text_table
 
 _STAGES = {
@@ -49,8 +48,7 @@ def _stage_rows(run: Path, metrics: dict[str, Any]) -> list[list[str]]:
 
 def _own_stages(run: Path, metrics: dict[str, Any]) -> dict[str, Any]:
     """The figures of the stages that the run made, in their order."""
-    path = Path(run) / "settings.json"
-    made = made_stages(metrics, json.loads(path.read_text()) if path.exists() else {})
+    made = made_stages(metrics, read_settings(run))
     return {name: made[name] for name in _STAGES if name in made}
 
 

@@ -146,7 +146,7 @@ def _write(folder: Path, command: str, speed: dict[str, Any]) -> None:
 
 
 def _entry(run: Path) -> dict[str, Any]:
-    metrics, settings = records.read_metrics(run), json.loads((run / "settings.json").read_text())
+    metrics, settings = records.read_metrics(run), records.read_settings(run)
     config = BertConfig.from_json(run / report.STUDENT / "config.json")
     goal = "latency" if settings["latency_table"] else "flops"
     return {
