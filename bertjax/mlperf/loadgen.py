@@ -68,10 +68,11 @@ def make_settings(load: Load, sample_count: int) -> mlperf_loadgen.TestSettings:
 
 def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
     """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `system.Complete`."""
-    start, (row_bytes, token_bytes, _) = logits.ctypes.data, logits.strides
-    rows = range(start, start + len(ids) * row_bytes, row_bytes)
-    sizes = (lengths * token_bytes).tolist()
-    mlperf_loadgen.QuerySamplesComplete(list(map(mlperf_loadgen.QuerySampleResponse, ids.tolist(), rows, sizes)))
+    start, (row_bytes, token_bytes, _) = logits.__array_interface__["data"][0], logits.strides
+    answers = zip(ids.tolist(), range(start, start + logits.nbytes, row_bytes), lengths.tolist(), strict=True)
+    mlperf_loadgen.QuerySamplesComplete(
+        [mlperf_loadgen.QuerySampleResponse(sample, row, length * token_bytes) for sample, row, length in answers]
+    )
 
 
 def run(

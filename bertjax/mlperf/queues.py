@@ -143,6 +143,9 @@ class DynamicQueue:
         while self._waiting and self._waiting[0][0] < in_time + self._alone[self._padded[self._waiting[0][2]]]:
             self._late.append(self._waiting.popleft())
         source = self._waiting or self._late
+        if len(source) == 1:  # as most of the time where there is little to do
+            self._planned.append(self._batch([source.popleft()]))
+            return
         oldest = [source.popleft() for _ in range(min(len(source), CANDIDATES))]
         padded = self._padded
         oldest.sort(key=lambda one: padded[one[2]])
