@@ -60,12 +60,12 @@ class SampleLibrary:
         self.longest = int(dataset.lengths.max())
         self._windows, self._pad_id = dataset.windows, pad_id
         self._rows = np.full(len(dataset.windows), -1, np.int64)  # each window's row in the arrays, -1: not loaded
-        self._inputs = np.empty((len(INPUTS), 0, self.longest), np.int64)  # by input, row and token
+        self._arrays: dict[str, np.ndarray] = {}
 
     def load(self, indices: Sequence[int]) -> None:
         """Bring windows into memory, in place of those loaded before."""
         arrays = collate(self._windows, indices, self.longest, self._pad_id)
-        self._inputs = np.stack([arrays[name] for name in INPUTS], dtype=np.int64)  # as backends take them
+        self._arrays = {name: arrays[name].astype(np.int64) for name in INPUTS}  # as backends take them
         self._rows[:] = -1
         self._rows[list(indices)] = np.arange(len(indices))
 
@@ -73,20 +73,19 @@ class SampleLibrary:
         """Forget windows."""
         self._rows[list(indices)] = -1
         if (self._rows < 0).all():
-            self._inputs = self._inputs[:, :0].copy()
+            self._arrays = {}
 
     def gather(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`input_ids`, `attention_mask`, `token_type_ids`, int64 [len(indices), length], of loaded windows.
 
         `length` is at least that of each of them and at most `longest`. To be read only: one window is not copied.
         """
-        if len(indices) == 1:
+        if len(indices) == 1:  # plain integers: nothing numpy does to one number is as cheap
             row = int(self._rows[indices[0]])
-            loaded = row >= 0
-            ids, mask, types = self._inputs[:, row : row + 1, :length]
-        else:  # one input after the other: at once takes half as long again
+            rows, loaded = slice(row, row + 1), row >= 0
+        else:
             rows = self._rows[indices]
             loaded = rows.min() >= 0
-            ids, mask, types = (inputs[:, :length][rows] for inputs in self._inputs)
         assert loaded, "LoadGen asked for a sample that it did not load"
+        ids, mask, types = (self._arrays[name][:, :length][rows] for name in INPUTS)
         return ids, mask, types
