@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
 import os
 import shlex
 import statistics
@@ -67,11 +66,11 @@ SHARED = {  # what a row takes from the first one, and the stages whose figures 
 
 def read_settings(run: Path) -> RunSettings:
     """The settings of a run whose teacher is finished, without what made the teacher."""
-    path = run / "settings.json"
-    if not path.exists() or not (run / "teacher" / "config.json").exists():
+    recorded = records.read_settings(run)
+    if not recorded or not (run / "teacher" / "config.json").exists():
         raise UserError(f"--run {run}: no run directory with a finished teacher; make one with train/distill.py")
     known = {field.name for field in dataclasses.fields(RunSettings)}
-    found = {name: value for name, value in json.loads(path.read_text()).items() if name in known}
+    found = {name: value for name, value in recorded.items() if name in known}
     found = {name: tuple(value) if isinstance(value, list) else value for name, value in found.items()}
     if found["scratch"]:
         found |= {f"{part}_file": str(run / "corpus" / f"{part}.json") for part in ("train", "val")}

@@ -69,14 +69,9 @@ def prepare_teacher(settings: RunSettings, command: str) -> Run:
 
 def _claim(settings: RunSettings) -> None:
     """Write `settings.json`, or see that the one there makes the same models: what is scored may change."""
-    path = Path(settings.output) / "settings.json"
-    wanted = _as_json(settings)
-    if path.exists():
-        try:
-            found = json.loads(path.read_text())
-        except json.JSONDecodeError:
-            raise UserError(f"{path}: not valid JSON; give another --output") from None
-        found = _as_json(RunSettings()) | found  # a field that is newer than the run
+    folder, wanted = Path(settings.output), _as_json(settings)
+    if recorded := records.read_settings(folder):
+        found = _as_json(RunSettings()) | recorded  # a field that is newer than the run
         old, new = _what_makes_models(found), _what_makes_models(wanted)
         changed = [name for name in new if old[name] != new[name]]
         if changed:
@@ -84,7 +79,7 @@ def _claim(settings: RunSettings) -> None:
             raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
         if found == wanted:
             return
-    modeldir.write_file_aside(path, json.dumps(wanted, indent=2) + "\n")
+    modeldir.write_file_aside(folder / "settings.json", json.dumps(wanted, indent=2) + "\n")
 
 
 def _as_json(settings: RunSettings) -> dict[str, Any]:

@@ -23,15 +23,7 @@ def read_metrics(run: Path) -> dict[str, Any]:
     Raises:
       UserError: `metrics.json` is there but broken.
     """
-    path = Path(run) / "metrics.json"
-    if not path.exists():
-        return {}
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"{path}: not valid JSON ({error}); move it away, and the next stage writes a new one"
-        ) from None
+    return _read(Path(run) / "metrics.json", "move it away, and the next stage writes a new one")
 
 
 def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
@@ -42,9 +34,21 @@ def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """What the run's `settings.json` holds, empty if it has none."""
-    path = Path(run) / "settings.json"
-    return json.loads(path.read_text()) if path.exists() else {}
+    """What the run's `settings.json` holds, empty if it has none.
+
+    Raises:
+      UserError: it is there but broken.
+    """
+    return _read(Path(run) / "settings.json", "it says how the run was made: bring it back, or take another run")
+
+
+def _read(path: Path, mend: str) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
 
 
 def made_stages(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +71,7 @@ def reference_f1(model: Path, questions: int) -> tuple[float, str]:
     """The F1 that an accuracy gate is a share of, and whose it is.
 
     Raises:
-      UserError: the model is of no run that scored its teacher.
+      UserError: the model is of no run that scored its teacher, or the run's records are broken.
     """
     folder = run_folder(model)
     if folder and questions == REFERENCE_QUESTIONS and _teacher_name(folder).endswith(REFERENCE_MODEL):
@@ -84,11 +83,7 @@ def reference_f1(model: Path, questions: int) -> tuple[float, str]:
 
 
 def _teacher_name(folder: Path) -> str:
-    try:
-        settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return ""
-    return str(settings.get("teacher") or "").rstrip("/")
+    return str(records.read_settings(folder).get("teacher") or "").rstrip("/")
 
 
 def _data_record(model: Path) -> dict[str, Any]:

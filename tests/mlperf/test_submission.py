@@ -175,6 +175,15 @@ def test_measurements_of_a_finished_teacher_that_nothing_was_done_to(model, tmp_
         facts.measurements(teacher, None)
 
 
+def test_a_teacher_of_another_run_is_followed_to_what_that_run_began_with(model, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(model.parent, run)
+    (run / "settings.json").write_text(json.dumps({"teacher": str(model.parent / "teacher"), "encoder": None}))
+    found = facts.measurements(run / "student-int8", None)
+    assert found["starting_weights_filename"] == "model.safetensors of minilm"
+    assert found["retraining"].startswith("yes: fine-tuning of a pretrained encoder, distillation")
+
+
 def test_the_input_type_is_what_backends_are_handed(settings):
     library = SampleLibrary(read_dataset(settings.data, settings.model, WINDOWS), 0)
     library.load([0])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,11 +28,11 @@ def measurements(model: Path, description: str | None) -> dict[str, str]:
     Raises:
       UserError: the model lies in no run directory with its settings.json, or a file is broken.
     """
-    settings = _settings(model)
+    origin = _origin(_settings(model))
     return {
         "input_data_types": INPUT_TYPE,
-        "retraining": _retraining(model, settings),
-        "starting_weights_filename": _starting_weights(settings),
+        "retraining": _retraining(model, origin),
+        "starting_weights_filename": _starting_weights(origin),
         "weight_data_types": weight_types(model, description),
         "weight_transformations": _transformations(model),
     }
@@ -69,14 +68,26 @@ def _made_stages(model: Path) -> dict[str, Any]:
 
 def _settings(model: Path) -> Mapping[str, Any]:
     folder = run_folder(model)
-    path = (folder or Path(model).resolve().parent) / "settings.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    settings = records.read_settings(folder) if folder else {}
+    if not settings:
         raise UserError(
-            f"{path}: not readable ({error}); a submission says how its weights came to be, so --model has to lie in a"
-            " run directory of train/distill.py"
-        ) from None
+            f"{Path(model).resolve().parent}: no run directory with a settings.json; a submission says how its weights"
+            " came to be, so --model has to lie in a run directory of train/distill.py"
+        )
+    return settings
+
+
+def _origin(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of the run that made the teacher, where a run began with the finished teacher of another one."""
+    met: set[Path] = set()
+    while teacher := settings.get("teacher"):
+        folder = Path(teacher).resolve().parent
+        found = records.read_settings(folder)
+        if not found or folder in met:
+            break
+        met.add(folder)
+        settings = found
+    return settings
 
 
 def _starting_weights(settings: Mapping[str, Any]) -> str:
