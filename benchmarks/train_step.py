@@ -1,16 +1,18 @@
-"""Speed of a training step on this machine: settings of glibc's allocator, and bfloat16, in interleaved runs.
+"""Speed and memory of training on this machine: settings of glibc's allocator, and bfloat16, in interleaved runs.
 
     python benchmarks/train_step.py
 
-A fine-tuning step (forward, backward, AdamW) of a randomly initialized 6 x 384 encoder with BERT's vocabulary. Each run
-is a process of its own, because the allocator can only be set before one starts; programs set it themselves
-(`bertjax.programs.ALLOCATOR`). The table gives the median over rounds and, against glibc's default, the ratio.
+Fine-tuning steps (forward, backward, AdamW) of a randomly initialized 6 x 384 encoder with BERT's vocabulary, on
+batches of six lengths in turn. Each run is a process of its own, because the allocator can only be set before one
+starts; programs set it themselves (`bertjax.programs.ALLOCATOR`). The table gives the median over rounds, the ratio
+against glibc's default, and the most memory that any round took.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import statistics
 import subprocess
 import sys
@@ -25,14 +27,16 @@ from bertjax import programs
 SETTINGS = {  # GLIBC_TUNABLES and the activations' dtype
     "default": ("", "float32"),
     "huge pages": ("glibc.malloc.hugetlb=1", "float32"),
-    "huge pages, kept memory": (programs.ALLOCATOR, "float32"),
+    "huge pages, all memory kept": (programs.ALLOCATOR.replace(f"={programs.LARGEST_KEPT}", f"={1 << 34}"), "float32"),
+    "huge pages, memory kept (the programs' own)": (programs.ALLOCATOR, "float32"),
     "the same, in bfloat16": (programs.ALLOCATOR, "bfloat16"),
 }
-STEPS = 15  # those before the last 10 warm up
+PARTS = (3, 6, 1, 5, 2, 4)  # sixths of the longest, in an order that is neither rising nor falling, as in training
+TURNS = 4  # over all lengths; those before the last two warm up
 
 
-def measure(batch: int, length: int, dtype: str) -> float:
-    """Tokens per second of the training loop in this process."""
+def measure(batch: int, longest: int, dtype: str) -> tuple[float, float]:
+    """Tokens per second of the training loop in this process, and the most memory that it took, in GB."""
     import numpy as np
 
     from bertjax.config import BertConfig
@@ -41,10 +45,13 @@ def measure(batch: int, length: int, dtype: str) -> float:
     from bertjax.training.losses import span_cross_entropy
 
     config = BertConfig.dense(vocab_size=30522, hidden_size=384, num_layers=6, heads=12, ffn=1536)
-    random, shape, times = np.random.default_rng(0), (batch, length), []
+    lengths = [longest * part // len(PARTS) for part in PARTS]
+    random, times = np.random.default_rng(0), []
 
     def make_batch(step: int) -> dict[str, np.ndarray]:
         times.append(time.perf_counter())
+        length = lengths[step % len(lengths)]
+        shape = (batch, length)
         ids, ones = random.integers(1000, 30000, shape).astype(np.int32), np.ones(shape, np.int32)
         labels = random.integers(0, length, (2, batch)).astype(np.int32)
         return {"ids": ids, "ones": ones, "starts": labels[0], "ends": labels[1]}
@@ -58,28 +65,30 @@ def measure(batch: int, length: int, dtype: str) -> float:
             params=init_params(BertForQuestionAnswering, config, seed=0),
             loss=loss,
             make_batch=make_batch,
-            settings=TrainSettings(steps=STEPS, learning_rate=1e-4),
+            settings=TrainSettings(steps=TURNS * len(lengths) + 1, learning_rate=1e-4),
             folder=Path(folder),
             label="step",
         )
-    return batch * length * 10 / (times[-1] - times[-11])
+    rate = 2 * batch * sum(lengths) / (times[-1] - times[-1 - 2 * len(lengths)])
+    return rate, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=24, help="windows in a batch (default 24)")
-    parser.add_argument("--length", type=int, default=256, help="tokens in a window (default 256)")
+    parser.add_argument("--length", type=int, default=384, help="tokens of the longest windows (default 384)")
     parser.add_argument("--rounds", type=int, default=3, help="interleaved rounds (default 3)")
     parser.add_argument(
         "--dtype", choices=["float32", "bfloat16"], default="float32", help="activations' dtype, with --once"
     )
-    parser.add_argument("--once", action="store_true", help="measure in this process and print tokens per second")
+    parser.add_argument("--once", action="store_true", help="measure in this process and print tokens/s and GB")
     options = parser.parse_args()
     if options.once:
-        print(measure(options.batch, options.length, options.dtype))
+        print(*measure(options.batch, options.length, options.dtype))
         return
     command = [sys.executable, __file__, "--once", "--batch", str(options.batch), "--length", str(options.length)]
     rates: dict[str, list[float]] = {name: [] for name in SETTINGS}
+    most = dict.fromkeys(SETTINGS, 0.0)
     for _ in tqdm.trange(options.rounds, desc="rounds", disable=None):
         for name, (tunables, dtype) in SETTINGS.items():
             environment = os.environ | {"GLIBC_TUNABLES": tunables}
@@ -90,11 +99,14 @@ def main() -> None:
                 stderr=subprocess.DEVNULL,
                 check=True,
             )
-            rates[name].append(float(done.stdout))
-    print(f"\n| step, batches of {options.batch} x {options.length} | tokens/s | speed |\n|---|---|---|")
+            rate, memory = map(float, done.stdout.split())
+            rates[name].append(rate)
+            most[name] = max(most[name], memory)
+    print(f"\n| batches of {options.batch}, {options.length} tokens at most | tokens/s | speed | memory |")
+    print("|---|---|---|---|")
     for name, found in rates.items():
         ratios = [one / base for one, base in zip(found, rates["default"], strict=True)]
-        print(f"| {name} | {statistics.median(found):.0f} | {statistics.median(ratios):.2f} |")
+        print(f"| {name} | {statistics.median(found):,.0f} | {statistics.median(ratios):.2f} | {most[name]:.1f} GB |")
 
 
 if __name__ == "__main__":

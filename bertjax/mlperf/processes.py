@@ -11,21 +11,27 @@ from collections.abc import Sequence
 
 from bertjax.programs import ALLOCATOR
 
+# A model for each shape is a lot of memory, of which each batch meets another part: with small pages, 2 to 9 % slower
+# (benchmarks/shape_changes.py, docs/serving.md).
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+
 
 def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen:
     """Start `python -m MODULE FD ...`, with `content` pickled on its stdin and these file descriptors open.
 
-    It has the system's own allocator: with what `programs.run` sets for training, one arena, Server was slower. It has
-    a session of its own: Ctrl-C reaches only this process, which then ends the other one. Its stdin stays open, so that
-    its end tells the other one that this process has gone; see `end_with_parent`.
+    It does not have the allocator that `programs.run` sets for training, with whose one arena Server was slower, but
+    HUGE_PAGES; whoever sets GLIBC_TUNABLES decides for himself. It has a session of its own: Ctrl-C reaches only this
+    process, which then ends the other one. Its stdin stays open, so that its end tells the other one that this process
+    has gone; see `end_with_parent`.
     """
-    inherited = {key: value for key, value in os.environ.items() if (key, value) != ("GLIBC_TUNABLES", ALLOCATOR)}
+    given = os.environ.get("GLIBC_TUNABLES", ALLOCATOR)
+    tunables = {"GLIBC_TUNABLES": HUGE_PAGES if given == ALLOCATOR else given}
     process = subprocess.Popen(
         [sys.executable, "-m", module, *map(str, fds)],
         stdin=subprocess.PIPE,
         pass_fds=fds,
         start_new_session=True,
-        env=inherited | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+        env=os.environ | tunables | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
     )
     try:
         with contextlib.suppress(BrokenPipeError):  # it has died already, and whoever waits for its answer sees that
