@@ -17,15 +17,14 @@ if typing.TYPE_CHECKING:  # a Ctrl-C while a program imports what takes long mus
     from bertjax.settings import RunSettings
 
 # Large temporaries are the rule here, and by default glibc asks the kernel for each of them and gives it back, so that
-# every step pays for its page faults again. Kept memory and huge pages make a training step 1.2 times as fast on two
-# cores. Blocks beyond LARGEST_KEPT bytes go back all the same: steps of every length want one of another size, and kept
-# ones lie between others, so that few of them can be used again (benchmarks/train_step.py).
-LARGEST_KEPT = 1 << 28
+# every step pays for its page faults again. Kept memory and huge pages make training faster by more than a fifth
+# (benchmarks/train_step.py). The price is memory: steps of every length want a block of another size, and kept ones lie
+# between others, so that few of them can be used again.
 ALLOCATOR = ":".join(
     f"glibc.malloc.{name}={value}"
     for name, value in {
         "hugetlb": 1,
-        "mmap_threshold": LARGEST_KEPT,
+        "mmap_threshold": 1 << 34,
         "trim_threshold": 1 << 34,
         "top_pad": 1 << 28,
         "arena_max": 1,
