@@ -24,10 +24,11 @@ import tqdm
 
 from bertjax import programs
 
+FRUGAL = programs.ALLOCATOR.replace(f"mmap_threshold={1 << 34}", f"mmap_threshold={1 << 28}")
 SETTINGS = {  # GLIBC_TUNABLES and the activations' dtype
     "default": ("", "float32"),
     "huge pages": ("glibc.malloc.hugetlb=1", "float32"),
-    "huge pages, blocks up to 256 MB kept": (f"{programs.ALLOCATOR}:glibc.malloc.mmap_threshold={1 << 28}", "float32"),
+    "huge pages, blocks up to 256 MB kept": (FRUGAL, "float32"),
     "huge pages, all memory kept (the programs' own)": (programs.ALLOCATOR, "float32"),
     "the same, in bfloat16": (programs.ALLOCATOR, "bfloat16"),
 }
