@@ -52,7 +52,7 @@ def minilm() -> RunSettings:
 
     Command: `python train/distill.py --preset minilm --encoder DIR --train-file train.json.gz --val-file val.json.gz
     --eval-file dev-v1.1.json.gz`; without the files the public SQuAD v1.1 is fetched, without the folder the encoder.
-    Expected time: about five hours on two cores; on AMX about three with --dtype bfloat16.
+    Expected time: three to four hours on two cores (Zen 5, or AMX with --dtype bfloat16), by the times of shorter runs.
     Expected result: the preset as it stands has not been run to its end. Its student's settings, with 0.8 and 0.15
     epochs in place of 1 and 0.2, gave INT8 F1 77.9 from a teacher of 0.6 epochs (77.5); docs/results.md has a teacher
     of 1.3 epochs too (79.9).
