@@ -21,7 +21,7 @@ from bertjax.tensors import DenseSite
 
 # ONNX Runtime mishandles int8 Q/DQ around Reshape and Transpose from opset 21 on; 20 is the first with Gelu.
 OPSET = 20
-REVISION = "2"  # of the graphs written here: files of another one are exported again
+REVISION = "3"  # of the graphs written here: files of another one are exported again
 IR_VERSION = 9  # the one that came with opset 20, so that older runtimes read the file
 
 # Added to the scores of padding. exp() of it is 0 in float32, and float16 holds it together with any real score.
@@ -84,7 +84,7 @@ def _embeddings(graph: Graph, config: BertConfig, parameters: Tensors) -> str:
     """Word + position + token type, then LayerNorm: `[batch, seq]` to `[batch, seq, hidden]`."""
     table = {
         part: graph.parameter(f"bert.embeddings.{part}.weight", parameters[f"bert.embeddings.{part}.weight"])
-        for part in ("word_embeddings", "position_embeddings", "token_type_embeddings")
+        for part in ("word_embeddings", "position_embeddings")
     }
     seq = graph.node("embeddings/Shape", "Shape", "input_ids", start=1, end=2)
     position = graph.node(
@@ -96,10 +96,26 @@ def _embeddings(graph: Graph, config: BertConfig, parameters: Tensors) -> str:
         graph.integers([0]),
     )
     word = graph.node("embeddings/word/Gather", "Gather", table["word_embeddings"], "input_ids")
-    token_type = graph.node("embeddings/token_type/Gather", "Gather", table["token_type_embeddings"], "token_type_ids")
-    x = graph.node("embeddings/token_type/Add", "Add", word, token_type)
+    x = graph.node("embeddings/token_type/Add", "Add", word, _token_types(graph, parameters))
     x = graph.node("embeddings/position/Add", "Add", x, position)
     return _layer_norm(graph, config, parameters, "embeddings", "bert.embeddings.LayerNorm", x)
+
+
+def _token_types(graph: Graph, parameters: Tensors) -> str:
+    """The embeddings of `token_type_ids`, `[batch, seq, hidden]`.
+
+    A table of two is `first + id * (second - first)` in flavour `cpu`: OpenVINO fuses that into the sum of the
+    embeddings, where it changes the layout of what a second Gather gives and changes the sum's back.
+    """
+    scope, name = "embeddings/token_type", "bert.embeddings.token_type_embeddings.weight"
+    table = parameters[name]
+    if graph.flavour.name != "cpu" or len(table) != 2:
+        return graph.node(f"{scope}/Gather", "Gather", graph.parameter(name, table), "token_type_ids")
+    first, step = graph.parameter(f"{name}/0", table[0]), graph.parameter(f"{name}/1-0", table[1] - table[0])
+    ids = graph.node(f"{scope}/Cast", "Cast", "token_type_ids", to=onnx_dtype(graph.flavour.body))
+    ids = graph.node(f"{scope}/Unsqueeze", "Unsqueeze", ids, graph.integers([-1]))
+    x = graph.node(f"{scope}/Mul", "Mul", ids, step)
+    return graph.node(f"{scope}/first/Add", "Add", x, first)
 
 
 def _mask_bias(graph: Graph) -> str:
@@ -177,7 +193,8 @@ def _attention_products(
     """`softmax(query @ key.T / sqrt(head_size) + mask) @ value`: four times `[batch, seq, heads * head_size]`.
 
     A single head stays three-dimensional: TensorRT finds its fused attention kernel in that form, but not in
-    one with a heads axis of 1.
+    one with a heads axis of 1. In flavour `cpu` the key is turned in two steps, which OpenVINO takes into its fused
+    attention; turned in one, it runs as a step of its own.
     """
     scope, head_size = f"layer{index}/attention", config.head_size
     scales = tensors.attention_product_scales(index)
@@ -186,7 +203,10 @@ def _attention_products(
         if heads > 1:
             split = graph.integers([0, 0, heads, head_size])  # 0: this axis as it is
             x = graph.node(f"{scope}/{part}/Reshape", "Reshape", x, split)
-            x = graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=perm)
+            in_two = part == "key" and graph.flavour.name == "cpu"
+            x = graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=[0, 2, 1, 3] if in_two else perm)
+            if in_two:
+                x = graph.node(f"{scope}/{part}/turned/Transpose", "Transpose", x, perm=[0, 1, 3, 2])
         elif part == "key":
             x = graph.node(f"{scope}/key/Transpose", "Transpose", x, perm=[0, 2, 1])
         return _quantized(graph, f"{scope}/{part}", x, parameters, scales[part])

@@ -28,7 +28,7 @@ def make_batch(config: BertConfig, batch: int, seq: int, *, seed: int = 0) -> di
     return {
         "input_ids": rng.integers(0, config.vocab_size, (batch, seq)),
         "attention_mask": (np.arange(seq) < lengths[:, None]).astype(np.int64),
-        "token_type_ids": rng.integers(0, 2, (batch, seq)),
+        "token_type_ids": rng.integers(0, config.type_vocab_size, (batch, seq)),
     }
 
 
@@ -84,7 +84,10 @@ TOKENS = 128
 
 @st.composite
 def configs(draw: st.DrawFn) -> BertConfig:
-    """One to three layers, each with 0 to 12 heads and 0 to 1,536 FFN units, hidden 64 to 1,024, any placement."""
+    """One to three layers, each with 0 to 12 heads and 0 to 1,536 FFN units, hidden 64 to 1,024, any placement.
+
+    One to three token types: a table of two is written in a form of its own.
+    """
     head_size = draw(st.sampled_from([16, 32, 64]))
     ffn = st.integers(0, 48).map(lambda groups: 32 * groups)
     layers = draw(st.lists(st.builds(LayerShape, heads=st.integers(0, 12), ffn=ffn), min_size=1, max_size=3))
@@ -92,6 +95,7 @@ def configs(draw: st.DrawFn) -> BertConfig:
         tiny_config(),
         hidden_size=head_size * draw(st.integers(64 // head_size, 1024 // head_size)),
         head_size=head_size,
+        type_vocab_size=draw(st.integers(1, 3)),
         layers=tuple(layers),
         quantization=draw(st.sampled_from([None, *PLACEMENTS])),
     )
