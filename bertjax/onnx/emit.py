@@ -193,8 +193,8 @@ def _attention_products(
     """`softmax(query @ key.T / sqrt(head_size) + mask) @ value`: four times `[batch, seq, heads * head_size]`.
 
     A single head stays three-dimensional: TensorRT finds its fused attention kernel in that form, but not in
-    one with a heads axis of 1. In flavour `cpu` the key is turned in two steps, which OpenVINO takes into its fused
-    attention; turned in one, it runs as a step of its own.
+    one with a heads axis of 1. In flavour `cpu` the key is turned in two steps, of which OpenVINO takes the second,
+    dear one into its fused attention.
     """
     scope, head_size = f"layer{index}/attention", config.head_size
     scales = tensors.attention_product_scales(index)
