@@ -96,8 +96,8 @@ class OldestFirst:
         taken = like[:room]
         for one in taken:
             self._waiting.remove(one)
-        ids, indices = (np.array(values, np.int64) for values in list(zip(*taken, strict=True))[:2])
-        return Batch(ids=ids, indices=indices, length=length)
+        ids, indices, _ = zip(*taken, strict=True)
+        return Batch(ids=list(ids), indices=list(indices), length=length)
 
     def close(self) -> None: ...
 

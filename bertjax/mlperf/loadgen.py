@@ -66,10 +66,10 @@ def make_settings(load: Load, sample_count: int) -> mlperf_loadgen.TestSettings:
     return settings
 
 
-def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
+def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> None:
     """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `system.Complete`."""
     start, (row_bytes, token_bytes, _) = logits.__array_interface__["data"][0], logits.strides
-    answers = zip(ids.tolist(), range(start, start + logits.nbytes, row_bytes), lengths.tolist(), strict=True)
+    answers = zip(ids, range(start, start + logits.nbytes, row_bytes), lengths, strict=True)
     mlperf_loadgen.QuerySamplesComplete(
         [mlperf_loadgen.QuerySampleResponse(sample, row, length * token_bytes) for sample, row, length in answers]
     )

@@ -27,10 +27,13 @@ _Waiting = tuple[float, int, int]  # when it arrived, LoadGen's id, the dataset'
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
-    """Samples that run together, padded to `length`: LoadGen's `ids` and the dataset's `indices`, int64 [rows]."""
+    """Samples that run together, padded to `length`: LoadGen's `ids` and the dataset's `indices`, one a row.
 
-    ids: np.ndarray
-    indices: np.ndarray
+    Plain integers: for the few of a batch they cost less than arrays do.
+    """
+
+    ids: list[int]
+    indices: list[int]
     length: int
 
 
@@ -59,7 +62,7 @@ class PlannedQueue:
             self._lengths[indices], tokens=self._tokens, multiple=LENGTH_MULTIPLE, longest=self._longest
         )
         for plan in reversed(plans):  # the long ones first, so that workers end at about the same time
-            self._queue.put(Batch(ids=ids[plan.rows], indices=indices[plan.rows], length=plan.length))
+            self._queue.put(Batch(ids=ids[plan.rows].tolist(), indices=indices[plan.rows].tolist(), length=plan.length))
 
     def take(self) -> Batch | None:
         batch = self._queue.get()
@@ -160,5 +163,4 @@ class DynamicQueue:
 
     def _batch(self, samples: Sequence[_Waiting]) -> Batch:
         _, ids, indices = zip(*samples, strict=True)
-        length = self._padded[indices[-1]]
-        return Batch(ids=np.array(ids, np.int64), indices=np.array(indices, np.int64), length=length)
+        return Batch(ids=list(ids), indices=list(indices), length=self._padded[indices[-1]])

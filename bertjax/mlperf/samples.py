@@ -57,35 +57,34 @@ class SampleLibrary:
 
     def __init__(self, dataset: Dataset, pad_id: int):
         self.lengths = dataset.lengths  # int32 [windows], of all of them
+        self.sizes = dataset.lengths.tolist()  # the same as plain integers, for batches of a few
         self.longest = int(dataset.lengths.max())
         self._windows, self._pad_id = dataset.windows, pad_id
-        self._rows = np.full(len(dataset.windows), -1, np.int64)  # each window's row in the arrays, -1: not loaded
+        self._rows = [-1] * len(dataset.windows)  # each window's row in the arrays, -1: not loaded
         self._arrays: dict[str, np.ndarray] = {}
 
     def load(self, indices: Sequence[int]) -> None:
         """Bring windows into memory, in place of those loaded before."""
         arrays = collate(self._windows, indices, self.longest, self._pad_id)
         self._arrays = {name: arrays[name].astype(np.int64) for name in INPUTS}  # as backends take them
-        self._rows[:] = -1
-        self._rows[list(indices)] = np.arange(len(indices))
+        self._rows = [-1] * len(self._rows)
+        for row, index in enumerate(indices):
+            self._rows[index] = row
 
     def unload(self, indices: Sequence[int]) -> None:
         """Forget windows."""
-        self._rows[list(indices)] = -1
-        if (self._rows < 0).all():
+        for index in indices:
+            self._rows[index] = -1
+        if max(self._rows) < 0:
             self._arrays = {}
 
-    def gather(self, indices: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def gather(self, indices: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`input_ids`, `attention_mask`, `token_type_ids`, int64 [len(indices), length], of loaded windows.
 
         `length` is at least that of each of them and at most `longest`. To be read only: one window is not copied.
         """
-        if len(indices) == 1:  # plain integers: nothing numpy does to one number is as cheap
-            row = int(self._rows[indices[0]])
-            rows, loaded = slice(row, row + 1), row >= 0
-        else:
-            rows = self._rows[indices]
-            loaded = rows.min() >= 0
-        assert loaded, "LoadGen asked for a sample that it did not load"
-        ids, mask, types = (self._arrays[name][:, :length][rows] for name in INPUTS)
+        rows = [self._rows[index] for index in indices]
+        assert min(rows) >= 0, "LoadGen asked for a sample that it did not load"
+        taken = slice(rows[0], rows[0] + 1) if len(rows) == 1 else np.array(rows)
+        ids, mask, types = (self._arrays[name][:, :length][taken] for name in INPUTS)
         return ids, mask, types

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlperf_loadgen
@@ -73,7 +73,7 @@ def _serve(settings: ServeSettings, open_with: Callable[..., Backend]) -> Result
         raise WorkFailed(f"the backend failed on its first batches: {type(error).__name__}: {error}") from error
     timeline = Timeline()
 
-    def complete(ids: np.ndarray, logits: np.ndarray, lengths: np.ndarray) -> None:
+    def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> None:
         timeline.complete(ids)
         loadgen.complete(ids, logits, lengths)
 

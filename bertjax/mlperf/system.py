@@ -16,8 +16,8 @@ from bertjax.mlperf.backend import Backend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE, Batch, BatchQueue
 from bertjax.mlperf.samples import SampleLibrary
 
-# complete(ids, logits, lengths): answer samples; logits float32 [rows, length, 2], lengths int32 [rows].
-Complete = Callable[[np.ndarray, np.ndarray, np.ndarray], None]
+# complete(ids, logits, lengths): answer samples, one a row; logits float32 [rows, length, 2].
+Complete = Callable[[Sequence[int], np.ndarray, Sequence[int]], None]
 
 
 class System:
@@ -45,8 +45,8 @@ class System:
                 self._queue.put(ids, indices)
                 return
             for sample, row in zip(ids, indices, strict=True):
-                length = padded_length(int(self._library.lengths[row]), LENGTH_MULTIPLE, self._library.longest)
-                self._run(Batch(ids=np.array([sample]), indices=np.array([row]), length=length))
+                length = padded_length(self._library.sizes[row], LENGTH_MULTIPLE, self._library.longest)
+                self._run(Batch(ids=[sample], indices=[row], length=length))
         except Exception as error:
             self.failure = error
 
@@ -68,5 +68,5 @@ class System:
         starts, ends = self._backend.infer(*self._library.gather(batch.indices, batch.length))
         logits = np.empty((*starts.shape, 2), np.float32)
         logits[..., 0], logits[..., 1] = starts, ends
-        self._complete(batch.ids, logits, self._library.lengths[batch.indices])
+        self._complete(batch.ids, logits, [self._library.sizes[index] for index in batch.indices])
         self.completed += len(batch.ids)

@@ -52,13 +52,12 @@ class Timeline:
         self._sizes.append(len(ids))
         self._ids.extend(ids)
 
-    def complete(self, ids: np.ndarray) -> None:
-        """`ids`: int64 [rows]."""
-        now, content = time.perf_counter(), ids.tobytes()
+    def complete(self, ids: Sequence[int]) -> None:
+        now = time.perf_counter()
         with self._lock:
             self._answered.append(now)
             self._answered_sizes.append(len(ids))
-            self._answered_ids.frombytes(content)
+            self._answered_ids.extend(ids)
 
     def timing(self) -> Timing | None:
         """What was noted, once every sample is answered; None where nothing was issued."""

@@ -42,21 +42,16 @@ def test_dynamic_queue_runs_the_oldest_with_what_is_cheaper_together():
     queue = dynamic(LENGTHS)
     queue.put(np.arange(7), np.array([2, 0, 1, 4, 3, 6, 5]))  # padded: 112, 32, 112, 384, 112, 96, 32
     first = queue.take()
-    assert first.length == 112 and sorted(first.ids.tolist()) == [
-        0,
-        2,
-        4,
-        5,
-    ]  # padding 96 to 112 is cheaper than a batch
+    assert first.length == 112 and sorted(first.ids) == [0, 2, 4, 5]  # padding 96 to 112 is cheaper than a batch
     second = queue.take()
-    assert second.ids.tolist() == [1, 6] and second.length == 32
-    assert queue.take().ids.tolist() == [3]
+    assert second.ids == [1, 6] and second.length == 32
+    assert queue.take().ids == [3]
 
 
 def test_dynamic_queue_does_not_wait_for_a_batch_to_fill():
     queue = dynamic(LENGTHS)
     queue.put(np.array([7]), np.array([4]))
-    assert queue.take().ids.tolist() == [7]
+    assert queue.take().ids == [7]
 
 
 def test_who_is_too_late_anyway_runs_after_those_who_can_be_in_time():
@@ -66,11 +61,11 @@ def test_who_is_too_late_anyway_runs_after_those_who_can_be_in_time():
     now = 0.5
     queue.put(np.array([1]), np.array([0]))
     now = 0.96
-    assert [queue.take().ids.tolist(), queue.take().ids.tolist()] == [[1], [0]]
+    assert [queue.take().ids, queue.take().ids] == [[1], [0]]
     queue.put(np.array([2]), np.array([4]))
     queue.put(np.array([3]), np.array([0]))
     now = 1.9
-    assert [queue.take().ids.tolist(), queue.take().ids.tolist()] == [[2], [3]]  # both can
+    assert [queue.take().ids, queue.take().ids] == [[2], [3]]  # both can
 
 
 def test_dynamic_queue_wakes_a_waiting_worker():
@@ -83,7 +78,7 @@ def test_dynamic_queue_wakes_a_waiting_worker():
     queue.close()
     for worker in workers:
         worker.join(timeout=10)
-    assert not any(worker.is_alive() for worker in workers) and [batch.ids.tolist() for batch in taken] == [[5]]
+    assert not any(worker.is_alive() for worker in workers) and [batch.ids for batch in taken] == [[5]]
 
 
 @settings(max_examples=50, deadline=None)
@@ -99,7 +94,7 @@ def test_dynamic_queue_loses_nothing_and_starves_nobody(lengths, tokens, batch):
     queue.close()
     waiting = set(range(len(array)))
     for batch in drain(queue):
-        members = set(batch.ids.tolist())
+        members = set(batch.ids)
         assert min(waiting) in members and members <= waiting
         assert (array[batch.indices] <= batch.length).all()
         assert len(members) * batch.length <= tokens or len(members) == 1
