@@ -104,7 +104,7 @@ class RunSettings:
     evaluations: int = _flag(4, "how often each training stage is scored on the validation file; the best is kept")
     dtype: str = _flag(
         "float32",
-        "dtype of the activations in training; bfloat16 pays on GPUs and AMX",
+        "dtype of the activations in training; bfloat16 pays where the processor has it",
         choices=("float32", "bfloat16"),
     )
     seed: int = _flag(0, "seed of everything random")
