@@ -54,8 +54,8 @@ def minilm() -> RunSettings:
     --eval-file dev-v1.1.json.gz`; without the files the public SQuAD v1.1 is fetched, without the folder the encoder.
     Expected time: three to four hours on two cores (Zen 5, or AMX with --dtype bfloat16), by the times of shorter runs.
     Expected result: the preset as it stands has not been run to its end. Its student's settings, with 0.8 and 0.15
-    epochs in place of 1 and 0.2, gave INT8 F1 77.9 from a teacher of 0.6 epochs (77.5); docs/results.md has a teacher
-    of 1.3 epochs too (79.9).
+    epochs in place of 1 and 0.2, gave INT8 F1 77.9 from a teacher of 0.6 epochs (77.5); docs/results.md has teachers
+    of 1.3 epochs too (79.9 and 80.0).
     """
     return RunSettings(
         output="runs/minilm",

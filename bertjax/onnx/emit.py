@@ -104,12 +104,12 @@ def _embeddings(graph: Graph, config: BertConfig, parameters: Tensors) -> str:
 def _token_types(graph: Graph, parameters: Tensors) -> str:
     """The embeddings of `token_type_ids`, `[batch, seq, hidden]`.
 
-    A table of two is `first + id * (second - first)` in flavour `cpu`: OpenVINO fuses that into the sum of the
-    embeddings, where it changes the layout of what a second Gather gives and changes the sum's back.
+    For OpenVINO a table of two is `first + id * (second - first)`: that is fused into the sum of the embeddings, where
+    the layout of what a second Gather gives is changed, and the sum's changed back.
     """
     scope, name = "embeddings/token_type", "bert.embeddings.token_type_embeddings.weight"
     table = parameters[name]
-    if graph.flavour.name != "cpu" or len(table) != 2:
+    if not graph.flavour.for_openvino or len(table) != 2:
         return graph.node(f"{scope}/Gather", "Gather", graph.parameter(name, table), "token_type_ids")
     first, step = graph.parameter(f"{name}/0", table[0]), graph.parameter(f"{name}/1-0", table[1] - table[0])
     ids = graph.node(f"{scope}/Cast", "Cast", "token_type_ids", to=onnx_dtype(graph.flavour.body))
@@ -193,25 +193,26 @@ def _attention_products(
     """`softmax(query @ key.T / sqrt(head_size) + mask) @ value`: four times `[batch, seq, heads * head_size]`.
 
     A single head stays three-dimensional: TensorRT finds its fused attention kernel in that form, but not in
-    one with a heads axis of 1. In flavour `cpu` the key is turned in two steps, of which OpenVINO takes the second,
-    dear one into its fused attention.
+    one with a heads axis of 1. For OpenVINO the key is turned in two steps, of which it takes the second, dear one into
+    its fused attention.
     """
     scope, head_size = f"layer{index}/attention", config.head_size
     scales = tensors.attention_product_scales(index)
 
-    def by_head(part: str, x: str, perm: list[int]) -> str:
+    def by_head(part: str, x: str) -> str:
+        turns = part == "key"  # its last two axes change places
         if heads > 1:
             split = graph.integers([0, 0, heads, head_size])  # 0: this axis as it is
             x = graph.node(f"{scope}/{part}/Reshape", "Reshape", x, split)
-            in_two = part == "key" and graph.flavour.name == "cpu"
-            x = graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=[0, 2, 1, 3] if in_two else perm)
-            if in_two:
+            at_once = turns and not graph.flavour.for_openvino
+            x = graph.node(f"{scope}/{part}/Transpose", "Transpose", x, perm=[0, 2, 3, 1] if at_once else [0, 2, 1, 3])
+            if turns and not at_once:
                 x = graph.node(f"{scope}/{part}/turned/Transpose", "Transpose", x, perm=[0, 1, 3, 2])
-        elif part == "key":
+        elif turns:
             x = graph.node(f"{scope}/key/Transpose", "Transpose", x, perm=[0, 2, 1])
         return _quantized(graph, f"{scope}/{part}", x, parameters, scales[part])
 
-    query, key, value = map(by_head, ("query", "key", "value"), projected, ([0, 2, 1, 3], [0, 2, 3, 1], [0, 2, 1, 3]))
+    query, key, value = map(by_head, ("query", "key", "value"), projected)
     between = [1] if heads == 1 else [1, 2]
     mask_bias = graph.node(f"{scope}/mask/Unsqueeze", "Unsqueeze", mask_bias, graph.integers(between))
     scores = graph.node(f"{scope}/scores/MatMul", "MatMul", query, key)

@@ -1,4 +1,4 @@
-"""Building an ONNX graph node by node, and the two flavours that differ in how numbers are held."""
+"""Building an ONNX graph node by node, and the two flavours that differ in how numbers are held and steps cut."""
 
 from __future__ import annotations
 
@@ -24,11 +24,12 @@ class Flavour:
     name: FlavourName
     body: type[np.floating]  # dtype of everything between the quantized products
     zero_point: np.integer  # of quantized activations; its dtype is theirs
+    for_openvino: bool  # steps in the forms that OpenVINO runs fastest; ONNX Runtime runs either as fast
 
 
 # ONNX Runtime and OpenVINO have fast uint8 x int8 products; TensorRT refuses a zero point other than 0.
-CPU = Flavour(name="cpu", body=np.float32, zero_point=np.uint8(128))
-TRT = Flavour(name="trt", body=np.float16, zero_point=np.int8(0))
+CPU = Flavour(name="cpu", body=np.float32, zero_point=np.uint8(128), for_openvino=True)
+TRT = Flavour(name="trt", body=np.float16, zero_point=np.int8(0), for_openvino=False)
 FLAVOURS: dict[FlavourName, Flavour] = {"cpu": CPU, "trt": TRT}
 
 
