@@ -1,17 +1,18 @@
-"""What INT8 costs, by calibrator and by the placement of Q/DQ, before any training; and what TensorRT makes of it.
+"""What INT8 costs, by activation scales, calibrator and placement of Q/DQ, before training; what TensorRT makes of it.
 
     python benchmarks/quantization.py --model runs/minilm/student --train-file train.json.gz --data val.json.gz \\
         --output runs/quantization
 
 Every row calibrates the same floating-point student on the same training windows and leaves a model directory
-`OUTPUT/PLACEMENT-CALIBRATOR`; `benchmarks/backends.py --model` measures its speed. Rows that are there are not made
-again.
+`OUTPUT/PLACEMENT-SCALES-CALIBRATOR`; `benchmarks/backends.py --model` measures its speed. Rows that are there are not
+made again.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import json
 from pathlib import Path
 
@@ -31,6 +32,7 @@ from bertjax.quantization.calibrators import CALIBRATORS
 from bertjax.tables import text_table
 
 PLACEMENTS = {"dense": (), "attention": ("attention",), "residual": ("residual",), "all": ("attention", "residual")}
+SCALES = ("feature", "tensor")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -39,7 +41,7 @@ class Bench:
 
     student: Model
     source: Path  # the student's directory
-    ranges: Ranges
+    ranges: dict[str, Ranges]  # by what has a scale, a feature or a tensor
     data: Dataset
     output: Path
 
@@ -53,15 +55,15 @@ class Bench:
 
     def row(self, placement: str, record: Quantization, base: dict[str, float]) -> list[str]:
         """Quantize, save, score and build one row's model."""
-        directory = self.output / f"{placement}-{record.calibrator}"
+        directory = self.output / f"{placement}-{record.activation_scales}-{record.calibrator}"
         config = dataclasses.replace(self.student.config, quantization=record)
-        params = quantize(config, self.student.params, self.ranges)
+        params = quantize(config, self.student.params, self.ranges[record.activation_scales])
         if not directory.exists():
             arrays = {name: np.asarray(value) for name, value in params.items()}
             modeldir.save(directory, config, arrays, tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
         scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - base['f1']:+.2f}"]
-        return [placement, record.calibrator, *scores, *tensorrt_cells(directory)]
+        return [placement, record.activation_scales, record.calibrator, *scores, *tensorrt_cells(directory)]
 
 
 def tensorrt_cells(directory: Path) -> list[str]:
@@ -96,6 +98,7 @@ def main() -> None:
     add("--train-file", type=Path, required=True, help="SQuAD v1.1 file to calibrate on")
     add("--data", type=Path, required=True, help="SQuAD v1.1 file to score on")
     add("--output", type=Path, required=True, help="folder for the quantized model directories")
+    add("--scales", nargs="+", choices=SCALES, default=list(SCALES), help="scales of dense inputs: for each of what")
     add("--calibrator", nargs="+", choices=CALIBRATORS, default=["max"], help="default: max")
     add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS), help="INT8 beside the dense layers")
     add("--questions", type=int, help="score on this many questions, drawn at random (default: all)")
@@ -109,29 +112,30 @@ def main() -> None:
     student = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
     tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
 
-    def record(placement: str, calibrator: str) -> Quantization:
-        also = PLACEMENTS[placement]
-        return Quantization.calibrated(also, calibrator=calibrator, calibration_examples=options.examples)
+    def record(placement: str, scales: str, calibrator: str) -> Quantization:
+        about = {"activation_scales": scales, "calibrator": calibrator, "calibration_examples": options.examples}
+        return Quantization.calibrated(PLACEMENTS[placement], **about)
+
+    training = load_dataset(options.train_file, tokenizer, windows)
+
+    def ranges(scales: str) -> Ranges:
+        everything = dataclasses.replace(config, quantization=record("all", scales, CALIBRATORS[0]))
+        return record_ranges(everything, student.params, training, seed=options.seed)
 
     bench = Bench(
         student=student,
         source=options.model,
-        ranges=record_ranges(
-            dataclasses.replace(config, quantization=record("all", CALIBRATORS[0])),
-            student.params,
-            load_dataset(options.train_file, tokenizer, windows),
-            seed=options.seed,
-        ),
+        ranges={scales: ranges(scales) for scales in options.scales},
         data=load_dataset(options.data, tokenizer, windows, questions=options.questions),
         output=options.output,
     )
     base = bench.score("float", student)
-    rows = [["floating point", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-", "-"]]
+    rows = [["floating point", "-", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-", "-"]]
     for placement in options.placement:
-        for calibrator in options.calibrator:
-            rows.append(bench.row(placement, record(placement, calibrator), base))
+        for scales, calibrator in itertools.product(options.scales, options.calibrator):
+            rows.append(bench.row(placement, record(placement, scales, calibrator), base))
             print(*rows[-1], sep="  ", flush=True)
-    header = ["INT8", "calibrator", "exact match", "F1", "against float"]
+    header = ["INT8", "a scale for each", "calibrator", "exact match", "F1", "against float"]
     print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "residual adds", "steps"], rows))
 
 

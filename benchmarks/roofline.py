@@ -76,9 +76,10 @@ def stack_graph(wide: int, narrow: int) -> bytes:
         parameters = {
             site.weight: random.standard_normal((outputs, inputs), np.float32) / np.float32(np.sqrt(inputs)),
             site.bias: np.zeros(outputs, np.float32),
+            site.input_scale: np.float32(3 / 127),
             site.weight_scale: np.full(outputs, 0.03 / np.sqrt(inputs), np.float32),
         }
-        x = fake_quantize(graph, f"layer{index}/input", x, site.input_scale, np.array(3 / 127, np.float32))
+        x = fake_quantize(graph, f"layer{index}/input", x, site.input_scale, parameters[site.input_scale])
         x = dense(graph, f"layer{index}", x, parameters, site)
     ends = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["tokens", width])

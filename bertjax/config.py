@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from bertjax.errors import UserError
 
@@ -26,7 +26,8 @@ class LayerShape:
 class Quantization:
     """What of a model directory is INT8, and how its scales came to be. The scales are tensors in `model.safetensors`.
 
-    Inputs and weights of the encoder's dense layers always are. `attention` adds Q, K, V and the softmax's output, the
+    Inputs and weights of the encoder's dense layers always are. Inputs have one scale per tensor; or one per feature
+    (see `fakequant`), but for what attention gives. `attention` adds Q, K, V and the softmax's output, the
     inputs of the two attention products. `residual` lets a block's residual add read what its first dense layer reads,
     so that the LayerNorm before it needs to write nothing but INT8.
     """
@@ -34,16 +35,25 @@ class Quantization:
     calibrator: str  # max, percentile, entropy or mse
     calibration_examples: int
     trained: bool  # True after quantization-aware training, False after calibration alone
+    activation_scales: Literal["feature", "tensor"] = "tensor"
     attention: bool = False
     residual: bool = False
 
     @classmethod
-    def calibrated(cls, also: Sequence[str], *, calibrator: str, calibration_examples: int) -> Quantization:
+    def calibrated(
+        cls,
+        also: Sequence[str],
+        *,
+        calibrator: str,
+        calibration_examples: int,
+        activation_scales: Literal["feature", "tensor"] = "feature",
+    ) -> Quantization:
         """The record before training, with `also` as `--quantize-also` takes it: `attention`, `residual` or both."""
         return cls(
             calibrator=calibrator,
             calibration_examples=calibration_examples,
             trained=False,
+            activation_scales=activation_scales,
             attention="attention" in also,
             residual="residual" in also,
         )

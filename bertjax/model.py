@@ -68,7 +68,7 @@ class Context:
 
 
 class Scale(nnx.Variable):
-    """An INT8 scale, float32."""
+    """An INT8 scale, float32: a number here, until `bind` puts in what the model has (`tensors.scale_shapes`)."""
 
 
 def mask_bias(attention_mask: jax.Array) -> jax.Array:
@@ -108,7 +108,10 @@ def _on_grid(x: jax.Array, scale: Scale | None) -> jax.Array:
 
 
 class Dense(nnx.Module):
-    """`y = x W^T + b`. In a quantized model W passes through its INT8 grid, and x too if the scale is its own."""
+    """`y = x W^T + b`. In a quantized model W passes through its INT8 grid, and x too if the scale is its own.
+
+    Without a scale of its own it is told that of its input, which is on its grid already.
+    """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, quantized: bool = False, own_input: bool = True):
         self.weight = _normal(rngs.params(), (outputs, inputs))
@@ -116,11 +119,12 @@ class Dense(nnx.Module):
         self.weight_scale = Scale(jnp.ones(outputs)) if quantized else None
         self.input_scale = Scale(jnp.ones(())) if quantized and own_input else None
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: Scale | None = None) -> jax.Array:
         weight = self.weight[...]
         x = _on_grid(x, self.input_scale)
         if self.weight_scale is not None:
-            weight = quantize_weight(weight, self.weight_scale[...])
+            input_scale = shared if self.input_scale is None else self.input_scale
+            weight = quantize_weight(weight, self.weight_scale[...], input_scale[...])
         return products.dense(x, weight, self.bias[...])
 
 
@@ -165,7 +169,9 @@ class SelfAttention(nnx.Module):
         x = _on_grid(x, self.input_scale)
         split = (*x.shape[:2], self.heads, self.head_size)
         query, key, value = (
-            self._product_input(part, dense(x).reshape(split).transpose(0, 2, 1, 3), scale, context, index)
+            self._product_input(
+                part, dense(x, self.input_scale).reshape(split).transpose(0, 2, 1, 3), scale, context, index
+            )
             for part, dense, scale in (
                 ("query", self.query, self.query_scale),
                 ("key", self.key, self.key_scale),

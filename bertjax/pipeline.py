@@ -162,6 +162,7 @@ def _calibrate(run: Run) -> None:
     with run.timed("ptq"):
         record = Quantization.calibrated(
             run.settings.quantize_also,
+            activation_scales=run.settings.activation_scales,
             calibrator=run.settings.calibrator,
             calibration_examples=min(run.settings.calibration_examples, len(run.datasets[0].windows)),
         )

@@ -84,6 +84,11 @@ class RunSettings:
     relation_weight: float = _flag(0.0, "weight of the difference between the tokens' relations in the last layer")
     cache_gib: float = _flag(16.0, "keep the teacher's outputs on disk if they take at most this many GiB")
     calibrator: str = _flag("max", "how activation ranges are chosen", choices=("max", "percentile", "entropy", "mse"))
+    activation_scales: str = _flag(
+        "feature",
+        "INT8 scales of a dense layer's input: one for each feature, folded into the weight, or one per tensor",
+        choices=("feature", "tensor"),
+    )
     quantize_also: tuple[str, ...] = _flag(
         (),
         "INT8 beside the dense layers: the inputs of the attention products, the residual adds",

@@ -19,6 +19,7 @@ class DenseSite(NamedTuple):
     input_scale: str  # the name of the scale of its input; Q, K and V of a layer share one
     inputs: int
     outputs: int
+    by_feature: bool = True  # its input has a scale for each feature where the model asks for them
 
     @property
     def weight(self) -> str:
@@ -38,7 +39,10 @@ def layer_prefix(index: int) -> str:
 
 
 def dense_sites(config: BertConfig) -> Iterator[DenseSite]:
-    """The quantized dense layers of the encoder in the order in which they run. A gone block has none."""
+    """The quantized dense layers of the encoder in the order in which they run. A gone block has none.
+
+    What attention gives keeps one scale: its features are alike, and TensorRT rounds it inside the attention kernel.
+    """
     hidden = config.hidden_size
     for index, layer in enumerate(config.layers):
         prefix, width = layer_prefix(index), layer.heads * config.head_size
@@ -47,7 +51,7 @@ def dense_sites(config: BertConfig) -> Iterator[DenseSite]:
                 name = f"{prefix}.attention.self.{part}"
                 yield DenseSite(name, f"{prefix}.attention.self.input_scale", hidden, width)
             name = f"{prefix}.attention.output.dense"
-            yield DenseSite(name, f"{name}.input_scale", width, hidden)
+            yield DenseSite(name, f"{name}.input_scale", width, hidden, by_feature=False)
         if layer.ffn:
             name = f"{prefix}.intermediate.dense"
             yield DenseSite(name, f"{name}.input_scale", hidden, layer.ffn)
@@ -118,9 +122,16 @@ def masked_lm_head_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
 
 
 def scale_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
-    """The INT8 scales of a quantized model, all float32: one per activation, one per output channel of each weight."""
-    shapes: dict[str, tuple[int, ...]] = {site.weight_scale: (site.outputs,) for site in dense_sites(config)}
-    return shapes | dict.fromkeys(activation_scales(config), ())
+    """The INT8 scales of a quantized model, all float32, by name.
+
+    One per output channel of each weight, one per activation; or, of a LayerNorm's or GELU's output, one per feature.
+    """
+    shapes: dict[str, tuple[int, ...]] = dict.fromkeys(activation_scales(config), ())
+    for site in dense_sites(config):
+        shapes[site.weight_scale] = (site.outputs,)
+        if site.by_feature and config.quantization and config.quantization.activation_scales == "feature":
+            shapes[site.input_scale] = (site.inputs,)
+    return shapes
 
 
 def question_answering_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:

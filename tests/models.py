@@ -14,11 +14,14 @@ from bertjax import modeldir, tensors
 from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.data.tokenizer import SPECIAL_TOKENS
 
-QUANTIZATION = Quantization(calibrator="max", calibration_examples=8, trained=False)
-PLACEMENTS = tuple(
-    dataclasses.replace(QUANTIZATION, attention=attention, residual=residual)
-    for attention in (False, True)
-    for residual in (False, True)
+QUANTIZATION = Quantization.calibrated((), calibrator="max", calibration_examples=8)
+PLACEMENTS = (
+    QUANTIZATION,
+    dataclasses.replace(QUANTIZATION, activation_scales="tensor"),
+    dataclasses.replace(QUANTIZATION, activation_scales="tensor", residual=True),
+    dataclasses.replace(QUANTIZATION, attention=True),
+    dataclasses.replace(QUANTIZATION, residual=True),
+    dataclasses.replace(QUANTIZATION, attention=True, residual=True),
 )
 
 _WORDS = ("the", "of", "and", "in", "to", "was", "is", "by", "who", "what", "when", "where", "city", "river", "king")
@@ -67,13 +70,15 @@ def random_tensors(config: BertConfig, *, seed: int) -> modeldir.Tensors:
             value = rng.normal(0.0, 1.5 / np.sqrt(shape[1]), shape)
         parameters[name] = value.astype(np.float32)
     if config.quantization:
-        for site in tensors.dense_sites(config):
-            amax = np.abs(parameters[site.weight]).max(axis=1)
-            parameters[site.weight_scale] = (np.where(amax > 0, amax, 127.0) / 127).astype(np.float32)
+        shapes = tensors.scale_shapes(config)
         for name in tensors.activation_scales(config):
             # The softmax's output lies between 0 and 1, everything else is of order 1.
-            largest = rng.uniform(0.6, 1.0) if name.endswith("weights_scale") else rng.uniform(1.5, 3.5)
-            parameters[name] = np.array(largest / 127, np.float32)
+            low, high = (0.6, 1.0) if name.endswith("weights_scale") else (1.5, 3.5)
+            parameters[name] = np.asarray(rng.uniform(low, high, shapes[name]) / 127, np.float32)
+        for site in tensors.dense_sites(config):
+            scale = parameters[site.input_scale]
+            amax = np.abs(parameters[site.weight] * (scale / scale.max())).max(axis=1)
+            parameters[site.weight_scale] = (np.where(amax > 0, amax, 127.0) / 127).astype(np.float32)
     return parameters
 
 

@@ -181,7 +181,7 @@ def test_all_wrong_tensors_are_told_at_once(tmp_path: Path):
     arrays = safetensors.numpy.load_file(path)
     del arrays["qa_outputs.bias"]
     arrays["bert.embeddings.LayerNorm.bias"] = np.zeros(3, np.float32)
-    arrays["bert.encoder.layer.0.intermediate.dense.input_scale"] = np.array(np.nan, np.float32)
+    arrays["bert.encoder.layer.0.intermediate.dense.input_scale"][3] = np.nan
     arrays["bert.encoder.layer.1.output.dense.weight_scale"] *= 0
     safetensors.numpy.save_file(arrays, path)
     with pytest.raises(UserError, match="4 tensors") as caught:
@@ -234,4 +234,6 @@ def test_the_grid_rounds_half_to_even_clips_and_passes_gradients_inside():
     np.testing.assert_array_equal(fake_quantize(x, scale, -128), [0.0, 1.0, 1.0, 0.0, 63.5, -64.0])
     gradient = jax.grad(lambda x: fake_quantize(x, scale, -128).sum())(x)
     np.testing.assert_array_equal(gradient, [1, 1, 1, 1, 0, 0])
-    np.testing.assert_array_equal(weight_scale(jnp.array([[0.0, 0.0], [1.27, -2.54]])), np.float32([1.0, 0.02]))
+    weight = jnp.array([[0.0, 0.0], [1.27, -2.54]])
+    np.testing.assert_array_equal(weight_scale(weight, scale), np.float32([1.0, 0.02]))
+    np.testing.assert_allclose(weight_scale(weight, jnp.array([3.0, 0.75])), np.float32([1.0, 0.01]), rtol=1e-6)

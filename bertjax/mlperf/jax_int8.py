@@ -6,20 +6,23 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from bertjax.fakequant import feature_factors
 from bertjax.model import BertForQuestionAnswering, Dense, Scale
 
 
 class IntegerDense(nnx.Module):
-    """`y = (q(x) q(W)^T) s_x s_W + b`, with q ONNX QuantizeLinear's grid as in `fakequant`: the same up to rounding."""
+    """`y = (q(x) q(W f)^T) max(s_x) s_W + b`, with grids and factors f as in `fakequant`: the same up to rounding."""
 
     def __init__(self, dense: Dense, input_scale: Scale):
-        scale = dense.weight_scale[...]
-        steps = jnp.clip(jnp.round(dense.weight[...] / scale[:, None]), -127, 127)
+        scale, step = dense.weight_scale[...], input_scale[...].max()
+        folded = dense.weight[...] * feature_factors(input_scale[...])
+        steps = jnp.clip(jnp.round(folded / scale[:, None]), -127, 127)
         self.weight = nnx.Variable(steps.astype(jnp.int8))  # [out, in]
-        self.input_scale, self.scale = input_scale, Scale(scale * input_scale[...])
+        self.input_scale, self.scale = input_scale, Scale(scale * step)
         self.bias = dense.bias
 
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, shared: Scale | None = None) -> jax.Array:
+        del shared  # what `Dense` is told where layers share an input: known since this was made
         steps = jnp.clip(jnp.round(x.astype(jnp.float32) / self.input_scale[...]), -128, 127).astype(jnp.int8)
         contracted = (((x.ndim - 1,), (1,)), ((), ()))
         sums = jax.lax.dot_general(steps, self.weight[...], contracted, preferred_element_type=jnp.int32)

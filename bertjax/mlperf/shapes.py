@@ -22,7 +22,7 @@ from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.compare import interleaved, steady_medians
 
-UNCALIBRATED = Quantization(calibrator="max", calibration_examples=0, trained=False)  # the record of `usual_scales`
+UNCALIBRATED = Quantization.calibrated((), calibrator="max", calibration_examples=0)  # the record of `usual_scales`
 
 # A BERT-large with 5.6 times fewer multiply-accumulates, cut unevenly: layers with one head, without attention, without
 # FFN. FFN widths in units of 32.
@@ -116,7 +116,7 @@ def usual_scales(config: BertConfig, arrays: modeldir.Tensors) -> modeldir.Tenso
     """
     if not config.quantization:
         return {}
-    found = dict.fromkeys(tensors.activation_scales(config), np.array(3 / 127, np.float32))
+    found = {name: np.full(shape, 3 / 127, np.float32) for name, shape in tensors.scale_shapes(config).items()}
     for site in tensors.dense_sites(config):
         amax = np.abs(arrays[site.weight]).max(axis=1)
         found[site.weight_scale] = np.where(amax > 0, amax / np.float32(127), np.float32(1))

@@ -1,7 +1,9 @@
 """Dense layers, plain or with INT8 inputs and weights written as explicit Q/DQ.
 
 The grid (`DESIGN.md`, numerics): symmetric; activations `clip(round_half_even(x / s), -128, 127)` with one
-scale per tensor; weights `clip(round_half_even(w / s), -127, 127)` with one scale per output channel.
+scale per tensor; weights `clip(round_half_even(w / s), -127, 127)` with one scale per output channel. Where a dense
+layer's input has a scale for each feature (`fakequant`), a Mul brings the features to the widest one's range before
+they are rounded, and the weight holds what brings them back: engines fuse the one and do not see the other.
 """
 
 from __future__ import annotations
@@ -13,29 +15,45 @@ from bertjax.onnx.graph import Graph
 from bertjax.tensors import DenseSite
 
 
-def quantize_weight(weight: np.ndarray, scale: np.ndarray) -> np.ndarray:
+def quantize_weight(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
     """The INT8 integers of a weight.
 
     Args:
       weight: float32 `[out, in]`.
       scale: float32 `[out]`, positive.
+      input_scale: of its input, float32 `[]` or `[in]`, positive.
 
     Returns:
       int8 `[out, in]`, within +-127.
     """
-    return np.clip(np.rint(weight / scale[:, None]), -127, 127).astype(np.int8)
+    factors = input_scale / input_scale.max()
+    return np.clip(np.rint(weight * factors / scale[:, None]), -127, 127).astype(np.int8)
 
 
 def fake_quantize(graph: Graph, scope: str, x: str, scale_name: str, scale: np.ndarray) -> str:
-    """Round an activation to its INT8 grid: QuantizeLinear and DequantizeLinear, in float32 whatever the body is."""
+    """Round an activation to its INT8 grid: QuantizeLinear and DequantizeLinear, in float32 whatever the body is.
+
+    With a scale for each feature what comes out is brought to the widest one's range: `dense` undoes that, and so does
+    `undo_factors`.
+    """
     half = graph.flavour.body is not np.float32
-    scale = graph.constant(scale_name, scale, np.float32)
     zero_point = graph.constant("constant/zero_point", graph.flavour.zero_point, graph.flavour.zero_point.dtype)
     if half:
         x = graph.node(f"{scope}/CastToFloat", "Cast", x, to=1)
+    if scale.ndim:
+        widen = graph.constant(f"{scale_name}/widen", scale.max() / scale, np.float32)
+        x = graph.node(f"{scope}/Mul", "Mul", x, widen)
+    scale = graph.constant(scale_name, scale.max(), np.float32)
     x = graph.node(f"{scope}/QuantizeLinear", "QuantizeLinear", x, scale, zero_point)
     x = graph.node(f"{scope}/DequantizeLinear", "DequantizeLinear", x, scale, zero_point)
     return graph.node(f"{scope}/CastToHalf", "Cast", x, to=10) if half else x
+
+
+def undo_factors(graph: Graph, scope: str, x: str, scale_name: str, scale: np.ndarray) -> str:
+    """An activation that `fake_quantize` rounded, back in its own range, in the body's dtype."""
+    if not scale.ndim:
+        return x
+    return graph.node(f"{scope}/undo/Mul", "Mul", x, graph.parameter(f"{scale_name}/factors", scale / scale.max()))
 
 
 def dense(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite) -> str:
@@ -47,7 +65,8 @@ def dense(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite
     weight = parameters[site.weight]
     if site.weight_scale in parameters:
         scales = parameters[site.weight_scale]
-        integers = graph.constant(site.weight, quantize_weight(weight, scales).T, np.int8)
+        integers = quantize_weight(weight, scales, parameters[site.input_scale]).T
+        integers = graph.constant(site.weight, integers, np.int8)
         scale = graph.constant(site.weight_scale, scales, np.float32)
         zeros = graph.constant(f"{site.name}.weight_zero_point", np.zeros(site.outputs), np.int8)
         kernel = graph.node(f"{scope}/weight/DequantizeLinear", "DequantizeLinear", integers, scale, zeros, axis=1)

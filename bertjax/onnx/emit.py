@@ -15,13 +15,13 @@ from onnx import helper
 from bertjax import tensors
 from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.modeldir import Tensors
-from bertjax.onnx.dense import dense, fake_quantize
+from bertjax.onnx.dense import dense, fake_quantize, undo_factors
 from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
 from bertjax.tensors import DenseSite
 
 # ONNX Runtime mishandles int8 Q/DQ around Reshape and Transpose from opset 21 on; 20 is the first with Gelu.
 OPSET = 20
-REVISION = "3"  # of the graphs written here: files of another one are exported again
+REVISION = "4"  # of the graphs written here: files of another one are exported again
 IR_VERSION = 9  # the one that came with opset 20, so that older runtimes read the file
 
 # Added to the scores of padding. exp() of it is 0 in float32, and float16 holds it together with any real score.
@@ -162,8 +162,9 @@ def _attention(
     scope, prefix = f"layer{index}/attention", f"{tensors.layer_prefix(index)}.attention"
     output, residual = f"{prefix}.output.dense", x
     if heads:
-        shared = _quantized(graph, f"{scope}/input", x, parameters, f"{prefix}.self.input_scale")
-        residual = shared if _quantizes_residual(config) else x
+        scale = f"{prefix}.self.input_scale"
+        shared = _quantized(graph, f"{scope}/input", x, parameters, scale)
+        residual = _residual(graph, config, f"{scope}/input", x, shared, parameters, scale)
         query, key, value = (
             dense(graph, f"{scope}/{part}", shared, parameters, sites[f"{prefix}.self.{part}"])
             for part in ("query", "key", "value")
@@ -177,8 +178,13 @@ def _attention(
     return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
 
 
-def _quantizes_residual(config: BertConfig) -> bool:
-    return config.quantization is not None and config.quantization.residual
+def _residual(
+    graph: Graph, config: BertConfig, scope: str, x: str, rounded: str, parameters: Tensors, scale_name: str
+) -> str:
+    """What the block's residual add reads: its input `x`, or what its first dense layer reads of it, `rounded`."""
+    if config.quantization is None or not config.quantization.residual:
+        return x
+    return undo_factors(graph, scope, rounded, scale_name, parameters[scale_name])
 
 
 def _attention_products(
@@ -241,7 +247,7 @@ def _ffn(
     if ffn:
         inner, outer = sites[f"{prefix}.intermediate.dense"], sites[f"{prefix}.output.dense"]
         y = _quantized(graph, f"{scope}/in/input", x, parameters, inner.input_scale)
-        residual = y if _quantizes_residual(config) else x
+        residual = _residual(graph, config, f"{scope}/in/input", x, y, parameters, inner.input_scale)
         y = dense(graph, f"{scope}/in", y, parameters, inner)
         y = graph.node(f"{scope}/Gelu", "Gelu", y, approximate="none")
         y = _quantized(graph, f"{scope}/out/input", y, parameters, outer.input_scale)

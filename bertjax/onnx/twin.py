@@ -23,6 +23,7 @@ import tf2onnx
 
 from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.modeldir import Tensors
+from bertjax.tensors import dense_sites
 
 OPSET = 18  # the highest that tf2onnx 1.17 writes
 MASKED = -1e4  # added to the scores of padding; exp() of it is 0 in float32
@@ -154,9 +155,15 @@ class Twin:
         """`x @ weight.T + bias`, with `x` as it comes and the weight on its grid where the model is quantized."""
         kernel = tf.transpose(self.tensors[f"{name}.weight"])  # [in, out]
         if self.config.quantization:
-            scale = self.tensors[f"{name}.weight_scale"]
-            kernel = fake_quantize(tf.clip_by_value(kernel, -127 * scale, 127 * scale), scale, axis=1)
+            scale, factors = self.tensors[f"{name}.weight_scale"], self._factors(name)
+            kernel = tf.clip_by_value(kernel * factors, -127 * scale, 127 * scale)
+            kernel = fake_quantize(kernel, scale, axis=1) / factors
         return tf.matmul(x, kernel) + self.tensors[f"{name}.bias"]
+
+    def _factors(self, name: str) -> np.ndarray:
+        """What the rows of a kernel are multiplied with before they meet their grid, [in, 1] or [1, 1]."""
+        (scale,) = (self.tensors[s.input_scale] for s in dense_sites(self.config) if s.name == name)
+        return (scale / scale.max()).reshape(-1, 1)
 
     def _layer_norm(self, name: str, x: tf.Tensor) -> tf.Tensor:
         centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)

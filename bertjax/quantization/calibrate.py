@@ -17,19 +17,26 @@ from bertjax.data import batching
 from bertjax.data.dataset import Dataset
 from bertjax.fakequant import weight_scale
 from bertjax.model import BertForQuestionAnswering, Params, bind
-from bertjax.quantization.calibrators import BINS, choose_amax
-from bertjax.tensors import activation_scales, dense_sites
+from bertjax.quantization.calibrators import BINS, Calibrator, choose_amax
+from bertjax.tensors import activation_scales, dense_sites, scale_shapes
 
+NARROWEST = 0.2  # of the widest feature's range, kept by one that is narrower: a finer grid than that gains nothing,
+# and the weights of a feature that calibration hardly saw would all but vanish from theirs
 BATCH_TOKENS = 2048
 LENGTH_MULTIPLE = 64
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Ranges:
-    """Histograms of magnitudes by the name of the scale: `counts[name]` [BINS] over [0, `largest[name]`]."""
+    """Magnitudes by the name of the scale.
+
+    `largest[name]` is the largest one, float32 with the shape of the scale: of the tensor or of each feature, there at
+    least `NARROWEST` times the widest feature's. `counts[name]` is a histogram [BINS] over [0, 1] of magnitudes as
+    shares of it.
+    """
 
     counts: Mapping[str, np.ndarray]
-    largest: Mapping[str, float]
+    largest: Mapping[str, np.ndarray]
 
 
 def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, seed: int) -> Ranges:
@@ -43,6 +50,7 @@ def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, seed:
     """
     chosen = np.random.default_rng(seed).permutation(len(dataset.windows))[: config.quantization.calibration_examples]
     names = activation_scales(config)
+    shapes = scale_shapes(config)
     config = dataclasses.replace(config, quantization=None)
 
     @jax.jit
@@ -62,35 +70,50 @@ def record_ranges(config: BertConfig, params: Params, dataset: Dataset, *, seed:
         pad_id=config.pad_token_id,
     )
     bar = functools.partial(tqdm, batches, unit="batch", dynamic_ncols=True, leave=False)
-    largest: dict[str, float] = {}
+    largest = {name: np.zeros(shapes[name], np.float32) for name in names}
     for batch in bar(desc="calibrate 1/2"):
         real = batch["attention_mask"] > 0
         for name, value in inputs(params, batch).items():
-            largest[name] = max(largest.get(name, 0.0), float(np.asarray(value)[real].max()))
+            seen = np.asarray(value)[real]
+            largest[name] = np.maximum(largest[name], seen.max(axis=0) if shapes[name] else seen.max())
+    largest = {name: np.maximum(value, NARROWEST * value.max()) for name, value in largest.items()}
     counts = {name: np.zeros(BINS) for name in largest}
     for batch in bar(desc="calibrate 2/2"):
         real = batch["attention_mask"] > 0
         for name, value in inputs(params, batch).items():
-            counts[name] += _histogram(np.asarray(value)[real].ravel(), largest[name])
+            counts[name] += _histogram(np.asarray(value)[real], largest[name])
     return Ranges(counts=counts, largest=largest)
 
 
-def _histogram(magnitudes: np.ndarray, largest: float) -> np.ndarray:
-    if largest == 0.0:
-        return np.bincount([0], weights=[len(magnitudes)], minlength=BINS)
+def _histogram(magnitudes: np.ndarray, largest: np.ndarray) -> np.ndarray:
+    if largest.max() == 0.0:
+        return np.bincount([0], weights=[magnitudes.size], minlength=BINS)
     bins = np.minimum((magnitudes * (BINS / largest)).astype(np.int32), BINS - 1)
-    return np.bincount(bins, minlength=BINS).astype(np.float64)
+    return np.bincount(bins.ravel(), minlength=BINS).astype(np.float64)
 
 
 def quantize(config: BertConfig, params: Params, ranges: Ranges) -> Params:
     """A floating-point model's arrays with the scales beside them that `config.quantization` asks for."""
-    scaled = dict(params) | weight_scales(config, params)
+    scaled = dict(params)
     for name in activation_scales(config):
-        amax = choose_amax(ranges.counts[name], ranges.largest[name], config.quantization.calibrator)
-        scaled[name] = jnp.float32(np.float32(amax) / np.float32(127.0))
-    return scaled
+        amax = _amax(ranges.counts[name], ranges.largest[name], config.quantization.calibrator)
+        scaled[name] = jnp.asarray(amax / np.float32(127.0), jnp.float32)
+    return scaled | weight_scales(config, scaled)
+
+
+def _amax(counts: np.ndarray, largest: np.ndarray, calibrator: Calibrator) -> np.ndarray:
+    """The clipping thresholds, float32 with the shape of `largest`: all the same share of it."""
+    if largest.max() == 0.0:
+        return np.full(largest.shape, choose_amax(counts, 0.0, calibrator), np.float32)
+    return np.float32(choose_amax(counts, 1.0, calibrator)) * largest
 
 
 def weight_scales(config: BertConfig, params: Mapping[str, jax.Array]) -> Params:
-    """The scale of every output channel of every quantized weight, by name, float32."""
-    return {site.weight_scale: weight_scale(params[site.weight]) for site in dense_sites(config)}
+    """The scale of every output channel of every quantized weight, by name, float32.
+
+    Args:
+      params: the model's arrays, the scales of its activations among them.
+    """
+    return {
+        site.weight_scale: weight_scale(params[site.weight], params[site.input_scale]) for site in dense_sites(config)
+    }

@@ -85,7 +85,7 @@ def distill(
     scales = {name: value for name, value in params.items() if name.endswith("_scale")}
     trained = {name: value for name, value in params.items() if name not in scales}
     if distillation.learned_scales:
-        trained |= {name: jnp.zeros(()) for name in scales if not name.endswith(".weight_scale")}
+        trained |= {name: jnp.zeros_like(value) for name, value in scales.items() if not name.endswith(".weight_scale")}
 
     def complete(params: Params) -> Params:
         """The model's parameters: the trained ones, and the scales that go with them."""
@@ -93,7 +93,8 @@ def distill(
             return params
         weights = {name: value for name, value in params.items() if name not in scales}
         learned = {name: scales[name] * jnp.exp(SCALE_RATE * params[name]) for name in scales if name in params}
-        return weights | scales | learned | weight_scales(config, weights)
+        complete = weights | scales | learned
+        return complete | weight_scales(config, complete)
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
         module = bind(BertForQuestionAnswering, config, complete(params), dtype=dtype)

@@ -29,7 +29,9 @@ def test_random_models_have_every_tensor_and_the_scales_of_their_weights():
     assert {name: array.shape for name, array in found.items()} == shapes
     assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
     for site in tensors.dense_sites(config):
-        np.testing.assert_allclose(found[site.weight_scale], weight_scale(found[site.weight]), rtol=1e-6)
+        np.testing.assert_allclose(
+            found[site.weight_scale], weight_scale(found[site.weight], found[site.input_scale]), rtol=1e-6
+        )
 
 
 def test_a_profiled_model_tells_what_its_steps_took(run_dir):

@@ -57,9 +57,11 @@ class Reference:
         if self.config.quantization:
             x = self._rounded(input_scale, x)
             scales = self._get(f"{name}.weight_scale")[:, None]
+            factors = self.tensors[input_scale] / self.tensors[input_scale].max()
             # The integers are those of a float32 division: a float64 one could round the other way.
-            integers = np.round(self.tensors[f"{name}.weight"] / self.tensors[f"{name}.weight_scale"][:, None])
-            weight = np.clip(integers, -127, 127) * scales
+            folded = self.tensors[f"{name}.weight"] * factors
+            integers = np.round(folded / self.tensors[f"{name}.weight_scale"][:, None])
+            weight = np.clip(integers, -127, 127) * scales / factors
         return x @ weight.T + self._get(f"{name}.bias")
 
     def _rounded(self, scale_name: str, x: np.ndarray) -> np.ndarray:

@@ -149,7 +149,7 @@ def test_scales_that_cannot_be_are_told_by_name(tmp_path: Path, rtx, value: floa
     if value is None:
         del parameters[name]
     else:
-        parameters[name] = np.array(value, np.float32)
+        parameters[name][0] = value
     modeldir.save(tmp_path / "model", config, parameters, tokenizer_from=tmp_path / "model")
     with pytest.raises(UserError, match=rf"{name} .*{told}"):
         export_engine(source, SETTINGS)

@@ -34,11 +34,22 @@ def test_an_activation_scale_has_the_gradient_of_the_paper():
     assert float(found) == pytest.approx(wanted, rel=1e-4)
 
 
+def test_every_feature_has_its_own():
+    random = np.random.default_rng(3)
+    x, scale = random.normal(size=(3, 5, 4)).astype(np.float32), random.uniform(0.005, 0.03, 4).astype(np.float32)
+    incoming = random.normal(size=x.shape).astype(np.float32)
+    found = jax.grad(lambda scale: (quantize_activation(x, scale) * incoming).sum())(jnp.asarray(scale))
+    for feature in range(4):
+        part = (x[..., feature].astype(np.float64), float(scale[feature]), incoming[..., feature])
+        assert float(found[feature]) == pytest.approx(lsq(*part, -128) / np.sqrt(5 * 127), rel=1e-4, abs=1e-5)
+
+
 def test_every_channel_of_a_weight_has_its_own():
     random = np.random.default_rng(1)
     weight, scale = random.normal(size=(6, 8)).astype(np.float32), random.uniform(0.01, 0.05, 6).astype(np.float32)
     incoming = random.normal(size=weight.shape).astype(np.float32)
-    found = jax.grad(lambda scale: (quantize_weight(weight, scale) * incoming).sum())(jnp.asarray(scale))
+    one = jnp.float32(0.1)  # its input has one scale
+    found = jax.grad(lambda scale: (quantize_weight(weight, scale, one) * incoming).sum())(jnp.asarray(scale))
     for channel in range(6):
         wanted = lsq(weight[channel].astype(np.float64), float(scale[channel]), incoming[channel], -127)
         assert float(found[channel]) == pytest.approx(wanted / np.sqrt(8 * 127), rel=1e-4, abs=1e-5)

@@ -133,7 +133,8 @@ def _transformations(model: Path) -> str:
         chosen = [True, config.quantization.attention, config.quantization.residual]
         what = ", ".join(part for part, is_chosen in zip(parts, chosen, strict=True) if is_chosen)
         found.append(
-            f"symmetric INT8 of the {what}: weights per output channel, activations per tensor, calibrator"
+            f"symmetric INT8 of the {what}: weights per output channel, activations per"
+            f" {config.quantization.activation_scales}, calibrator"
             f" {config.quantization.calibrator} over {config.quantization.calibration_examples} examples"
         )
     return "; ".join(found) or "none"

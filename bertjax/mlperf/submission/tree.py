@@ -115,8 +115,11 @@ def _write_documentation(folder: Path, submission: Submission) -> None:
         _write(
             folder / "calibration.md",
             "# Calibration\n\n"
-            "Symmetric INT8. Activations: one scale per tensor, amax / 127, zero point 0; weights: one scale per output"
-            f" channel.\nThe ranges of activations come from the calibrator `{quantization.calibrator}` over"
+            f"Symmetric INT8. Activations: one scale per {quantization.activation_scales}, amax / 127, zero point 0;"
+            " weights: one scale per output channel.\n"
+            + "Each feature is brought to the widest one's range by a multiplication, which its weights undo.\n"
+            * (quantization.activation_scales == "feature")
+            + f"The ranges of activations come from the calibrator `{quantization.calibrator}` over"
             f" {quantization.calibration_examples} examples of the training data.\n"
             + ("The weights were then trained further with the quantization simulated.\n" * quantization.trained),
         )
