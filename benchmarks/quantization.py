@@ -18,13 +18,14 @@ from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
+from scipy.special import rel_entr, softmax
 
 from bertjax import modeldir, programs
 from bertjax.config import Quantization
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
-from bertjax.evaluation import Evaluator
+from bertjax.evaluation import Evaluation, Evaluator
 from bertjax.mlperf import records
 from bertjax.pruning.repair import Model
 from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
@@ -42,18 +43,20 @@ class Bench:
     student: Model
     source: Path  # the student's directory
     ranges: dict[str, Ranges]  # by what has a scale, a feature or a tensor
+    exact: Evaluation  # of the student itself
     data: Dataset
     output: Path
 
     def score(self, name: str, model: Model) -> dict[str, float]:
-        """Exact match and F1, measured once and then kept in a file."""
+        """Exact match, F1 and divergence from the student, measured once and then kept in a file."""
         path = self.output / f"{name}.json"
         if not path.exists():
-            found = Evaluator(model.config, self.data)(model.params, label=name).score
-            modeldir.write_file_aside(path, json.dumps({"exact_match": found.exact_match, "f1": found.f1}))
+            found = Evaluator(model.config, self.data)(model.params, label=name)
+            scores = {"exact_match": found.score.exact_match, "f1": found.score.f1}
+            modeldir.write_file_aside(path, json.dumps(scores | {"kl": divergence(self.exact, found)}))
         return json.loads(path.read_text())
 
-    def row(self, placement: str, record: Quantization, base: dict[str, float]) -> list[str]:
+    def row(self, placement: str, record: Quantization) -> list[str]:
         """Quantize, save, score and build one row's model."""
         directory = self.output / f"{placement}-{record.activation_scales}-{record.calibrator}"
         config = dataclasses.replace(self.student.config, quantization=record)
@@ -62,8 +65,15 @@ class Bench:
             arrays = {name: np.asarray(value) for name, value in params.items()}
             modeldir.save(directory, config, arrays, tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
-        scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - base['f1']:+.2f}"]
+        scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - self.exact.score.f1:+.2f}"]
+        scores.append(f"{found['kl']:.4f}")
         return [placement, record.activation_scales, record.calibrator, *scores, *tensorrt_cells(directory)]
+
+
+def divergence(exact: Evaluation, found: Evaluation) -> float:
+    """KL divergence of the distributions of start and end from the exact ones, in nats, mean over both and windows."""
+    pairs = zip(exact.start_logits + exact.end_logits, found.start_logits + found.end_logits, strict=True)
+    return float(np.mean([rel_entr(softmax(wanted), softmax(given)).sum() for wanted, given in pairs]))
 
 
 def tensorrt_cells(directory: Path) -> list[str]:
@@ -116,6 +126,8 @@ def main() -> None:
         about = {"activation_scales": scales, "calibrator": calibrator, "calibration_examples": options.examples}
         return Quantization.calibrated(PLACEMENTS[placement], **about)
 
+    data = load_dataset(options.data, tokenizer, windows, questions=options.questions)
+    exact = Evaluator(config, data)(student.params, label="float")
     training = load_dataset(options.train_file, tokenizer, windows)
 
     def ranges(scales: str) -> Ranges:
@@ -126,16 +138,17 @@ def main() -> None:
         student=student,
         source=options.model,
         ranges={scales: ranges(scales) for scales in options.scales},
-        data=load_dataset(options.data, tokenizer, windows, questions=options.questions),
+        exact=exact,
+        data=data,
         output=options.output,
     )
-    base = bench.score("float", student)
-    rows = [["floating point", "-", "-", f"{base['exact_match']:.2f}", f"{base['f1']:.2f}", "", "-", "-", "-", "-"]]
+    base = [f"{exact.score.exact_match:.2f}", f"{exact.score.f1:.2f}"]
+    rows = [["floating point", "-", "-", *base, "", "", "-", "-", "-", "-"]]
     for placement in options.placement:
         for scales, calibrator in itertools.product(options.scales, options.calibrator):
-            rows.append(bench.row(placement, record(placement, scales, calibrator), base))
+            rows.append(bench.row(placement, record(placement, scales, calibrator)))
             print(*rows[-1], sep="  ", flush=True)
-    header = ["INT8", "a scale for each", "calibrator", "exact match", "F1", "against float"]
+    header = ["INT8", "a scale for each", "calibrator", "exact match", "F1", "against float", "KL"]
     print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "residual adds", "steps"], rows))
 
 

@@ -10,8 +10,9 @@ BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; of th
 
 Everything runs in turn in every round. Batches are drawn whole from those that Offline makes of all windows. Rows timed
 by the clock want a quiet machine; those in processor time, which streams of one thread allow, hardly mind other work.
-The second table has a compiled model for each shape on both sides, as served, but not with --shape, whose models are
-large. The INT8 teacher is not calibrated: its scales are usual ones, good for timing and not for answers.
+The second table has a compiled model for each shape on both sides, as served. At BERT-large's size that takes 0.3 GB
+for each shape, so few windows are to be asked for. The INT8 teacher is not calibrated: its scales are usual ones, good
+for timing and not for answers.
 """
 
 from __future__ import annotations
@@ -133,15 +134,13 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
         ]
     steps.append(step(f"{cores} streams of one thread", "openvino", models.teacher_int8, apart))
     steps.append(step("pruning", "openvino", models.student, apart))
-    if not short:
-        last = step("a model for each shape", "openvino", models.student, apart)
-        last.passes.fix_shapes()
-        steps.append(last)
-    return steps
+    last = step("a model for each shape", "openvino", models.student, apart)
+    last.passes.fix_shapes()
+    return [*steps, last]
 
 
-def contests(models: Models, library: SampleLibrary, chosen: np.ndarray, *, fixed: bool) -> list[Contest]:
-    """The INT8 teacher and the student on OpenVINO, in Offline and SingleStream; `fixed`: a model for each shape."""
+def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list[Contest]:
+    """The INT8 teacher and the student on OpenVINO, in Offline and SingleStream, with a model for each shape."""
     cores, queries = cpu.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
 
     def passes(model: Path, streams: int, threads: int, *, single: bool) -> Passes:
@@ -150,23 +149,28 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray, *, fixe
             found = single_passes(backend, library, queries)
         else:
             found = offline_passes(backend, library, chosen, tokens=TOKENS)
-        if fixed:
-            found.fix_shapes()
-        found.warm_up()
+        found.fix_shapes().warm_up()
         return found
 
-    def contest(streams: int, threads: int, single: bool, timed_by: str, run: Callable[[Passes], float]) -> Contest:
-        scenario = f"{'SingleStream, p90' if single else 'Offline'}, {streams} x {threads}"
-        both = (passes(model, streams, threads, single=single) for model in (models.teacher_int8, models.student))
-        teacher, student = (functools.partial(run, one) for one in both)
+    def both(streams: int, threads: int, *, single: bool) -> tuple[Passes, Passes]:
+        teacher, student = (passes(m, streams, threads, single=single) for m in (models.teacher_int8, models.student))
+        return teacher, student
+
+    def contest(scenario: str, timed_by: str, pair: tuple[Passes, Passes], run: Callable[[Passes], float]) -> Contest:
+        teacher, student = (functools.partial(run, one) for one in pair)
         return Contest(scenario=scenario, timed_by=timed_by, teacher=teacher, student=student)
 
-    return [
-        contest(cores, 1, False, "clock", Passes.seconds),
-        contest(cores, 1, False, "processor time", Passes.processor_seconds),
-        contest(1, cores, True, "clock", functools.partial(p90, clock=time.perf_counter)),
-        contest(1, 1, True, "processor time", functools.partial(p90, clock=time.process_time)),
+    offline, scenario = both(cores, 1, single=False), f"Offline, {cores} x 1"
+    found = [
+        contest(scenario, "clock", offline, Passes.seconds),
+        contest(scenario, "processor time", offline, Passes.processor_seconds),
     ]
+    for threads, timed_by, clock in ((cores, "clock", time.perf_counter), (1, "processor time", time.process_time)):
+        single = both(1, threads, single=True)
+        found.append(
+            contest(f"SingleStream, p90, 1 x {threads}", timed_by, single, functools.partial(p90, clock=clock))
+        )
+    return found
 
 
 def p90(passes: Passes, clock: Callable[[], float]) -> float:
@@ -240,7 +244,7 @@ def main() -> None:
         models = shape_models(Path(folder)) if options.shape else run_models(options.run, Path(folder))
         steps = ladder_table(models, library, chosen, short=options.shape, rounds=options.rounds)
         fewer = macs_fewer(models, np.full(1, library.longest))
-        pruning = contest_table(contests(models, library, chosen, fixed=not options.shape), fewer, options.rounds)
+        pruning = contest_table(contests(models, library, chosen), fewer, options.rounds)
         here = macs_fewer(models, library.lengths[chosen])
     print(steps, pruning, sep="\n\n")
     about = (
