@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
@@ -18,7 +19,7 @@ from bertjax.fakequant import fake_quantize, weight_scale
 from bertjax.model import BertForMaskedLM, BertForQuestionAnswering, bind, init_params, jit_logits, load
 from bertjax.tensors import count_parameters, question_answering_shapes
 from bertjax.training.losses import span_cross_entropy
-from tests.models import tiny_config, write_random_model
+from tests.models import QUANTIZATION, tiny_config, write_random_model
 
 
 def _inputs(vocabulary: int, rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -188,6 +189,16 @@ def test_all_wrong_tensors_are_told_at_once(tmp_path: Path):
         modeldir.load_question_answering(tmp_path / "m")
     for told in ("qa_outputs.bias is missing", "LayerNorm.bias is [3]", "NaN", "not positive"):
         assert told in str(caught.value)
+
+
+def test_a_directory_from_before_there_were_scales_for_features_is_read(tmp_path: Path):
+    config = tiny_config(quantized=dataclasses.replace(QUANTIZATION, activation_scales="tensor"))
+    write_random_model(tmp_path / "m", config, seed=0)
+    path = tmp_path / "m" / "config.json"
+    raw = json.loads(path.read_text())
+    del raw["quantization"]["activation_scales"]
+    path.write_text(json.dumps(raw))
+    assert modeldir.load_question_answering(tmp_path / "m")[0] == config
 
 
 def test_bfloat16_checkpoints_and_old_names_are_read(tmp_path: Path):
