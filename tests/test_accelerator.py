@@ -62,7 +62,7 @@ def _repaired(dataset: Dataset) -> list[np.ndarray]:
 
 def _ranges(dataset: Dataset) -> list[np.ndarray]:
     config = dataclasses.replace(TEACHER, quantization=QUANTIZATION)
-    return [np.array(list(record_ranges(config, _params(TEACHER, 1), dataset, seed=0).largest.values()))]
+    return list(record_ranges(config, _params(TEACHER, 1), dataset, seed=0).largest.values())
 
 
 Measure = Callable[[Dataset], list[np.ndarray]]
