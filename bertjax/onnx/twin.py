@@ -142,7 +142,10 @@ class Twin:
 
     def _quantize(self, scale: str, x: tf.Tensor) -> tf.Tensor:
         """`x` on its grid, if the model has a scale for it."""
-        return fake_quantize(x, self.tensors[scale]) if scale in self.tensors else x
+        if scale not in self.tensors:
+            return x
+        value = self.tensors[scale]
+        return fake_quantize(x, value, axis=x.shape.rank - 1 if value.ndim else -1)
 
     def _quantizes_residual(self) -> bool:
         return self.config.quantization is not None and self.config.quantization.residual
