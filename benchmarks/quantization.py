@@ -15,13 +15,14 @@ import dataclasses
 import itertools
 import json
 from pathlib import Path
+from typing import get_args
 
 import jax.numpy as jnp
 import numpy as np
 from scipy.special import rel_entr, softmax
 
 from bertjax import modeldir, programs
-from bertjax.config import Quantization
+from bertjax.config import ActivationScales, Quantization
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
@@ -33,7 +34,7 @@ from bertjax.quantization.calibrators import CALIBRATORS
 from bertjax.tables import text_table
 
 PLACEMENTS = {"dense": (), "attention": ("attention",), "residual": ("residual",), "all": ("attention", "residual")}
-SCALES = ("feature", "tensor")
+SCALES: tuple[str, ...] = get_args(ActivationScales)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 
 from bertjax.errors import UserError
 
+ActivationScales = Literal["feature", "tensor"]  # what each scale of a dense layer's input is for
+
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of every exported graph, in this order
 OUTPUTS = ("start_logits", "end_logits")
 
@@ -35,7 +37,7 @@ class Quantization:
     calibrator: str  # max, percentile, entropy or mse
     calibration_examples: int
     trained: bool  # True after quantization-aware training, False after calibration alone
-    activation_scales: Literal["feature", "tensor"] = "tensor"
+    activation_scales: ActivationScales = "tensor"
     attention: bool = False
     residual: bool = False
 
@@ -46,7 +48,7 @@ class Quantization:
         *,
         calibrator: str,
         calibration_examples: int,
-        activation_scales: Literal["feature", "tensor"] = "feature",
+        activation_scales: ActivationScales = "feature",
     ) -> Quantization:
         """The record before training, with `also` as `--quantize-also` takes it: `attention`, `residual` or both."""
         return cls(

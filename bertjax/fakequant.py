@@ -17,6 +17,8 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from bertjax.tensors import feature_factors
+
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
 def fake_quantize(x: jax.Array, scale: jax.Array, low: int) -> jax.Array:
@@ -72,11 +74,6 @@ fake_quantize.defvjp(_forward, _backward)
 def quantize_activation(x: jax.Array, scale: jax.Array) -> jax.Array:
     """The grid of an activation `[..., features]`: `scale` is float32, a scalar or `[features]`."""
     return fake_quantize(x, scale if scale.ndim == 0 else scale.reshape((1,) * (x.ndim - 1) + scale.shape), -128)
-
-
-def feature_factors(input_scale: jax.Array) -> jax.Array:
-    """What each feature is divided by, and its weights multiplied with: `[features]` in (0, 1], or 1 for a scalar."""
-    return input_scale / input_scale.max()
 
 
 def quantize_weight(weight: jax.Array, scale: jax.Array, input_scale: jax.Array) -> jax.Array:

@@ -7,9 +7,11 @@ A model's parameters travel as a flat `dict[str, np.ndarray]` under these names,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from bertjax.config import BertConfig
+
+Array = TypeVar("Array")  # of NumPy or of JAX
 
 
 class DenseSite(NamedTuple):
@@ -132,6 +134,11 @@ def scale_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
         if site.by_feature and config.quantization and config.quantization.activation_scales == "feature":
             shapes[site.input_scale] = (site.inputs,)
     return shapes
+
+
+def feature_factors(input_scale: Array) -> Array:
+    """What each feature is divided by, and its weights multiplied with: `[features]` in (0, 1], or 1 for a scalar."""
+    return input_scale / input_scale.max()
 
 
 def question_answering_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:

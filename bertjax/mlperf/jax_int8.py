@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from bertjax.fakequant import feature_factors
 from bertjax.model import BertForQuestionAnswering, Dense, Scale
+from bertjax.tensors import feature_factors
 
 
 class IntegerDense(nnx.Module):

@@ -12,7 +12,7 @@ import numpy as np
 
 from bertjax.modeldir import Tensors
 from bertjax.onnx.graph import Graph
-from bertjax.tensors import DenseSite
+from bertjax.tensors import DenseSite, feature_factors
 
 
 def quantize_weight(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
@@ -26,8 +26,8 @@ def quantize_weight(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarr
     Returns:
       int8 `[out, in]`, within +-127.
     """
-    factors = input_scale / input_scale.max()
-    return np.clip(np.rint(weight * factors / scale[:, None]), -127, 127).astype(np.int8)
+    folded = weight * feature_factors(input_scale)
+    return np.clip(np.rint(folded / scale[:, None]), -127, 127).astype(np.int8)
 
 
 def fake_quantize(graph: Graph, scope: str, x: str, scale_name: str, scale: np.ndarray) -> str:
@@ -53,7 +53,7 @@ def undo_factors(graph: Graph, scope: str, x: str, scale_name: str, scale: np.nd
     """An activation that `fake_quantize` rounded, back in its own range, in the body's dtype."""
     if not scale.ndim:
         return x
-    return graph.node(f"{scope}/undo/Mul", "Mul", x, graph.parameter(f"{scale_name}/factors", scale / scale.max()))
+    return graph.node(f"{scope}/undo/Mul", "Mul", x, graph.parameter(f"{scale_name}/factors", feature_factors(scale)))
 
 
 def dense(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite) -> str:

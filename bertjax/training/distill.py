@@ -93,8 +93,8 @@ def distill(
             return params
         weights = {name: value for name, value in params.items() if name not in scales}
         learned = {name: scales[name] * jnp.exp(SCALE_RATE * params[name]) for name in scales if name in params}
-        complete = weights | scales | learned
-        return complete | weight_scales(config, complete)
+        scaled = weights | scales | learned
+        return scaled | weight_scales(config, scaled)
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
         module = bind(BertForQuestionAnswering, config, complete(params), dtype=dtype)
