@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from bertjax import modeldir, programs
@@ -27,6 +26,7 @@ from bertjax.errors import UserError
 from bertjax.evaluation import Evaluator
 from bertjax.mlperf import records
 from bertjax.mlperf.shapes import Load, time_shapes
+from bertjax.model import as_params
 from bertjax.pruning.costs import Costs, mac_costs
 from bertjax.pruning.importance import Importance, load_importance
 from bertjax.pruning.latency import LatencyTable, probe, read_table
@@ -83,14 +83,14 @@ def measure(config: BertConfig, plans: dict[str, Plan], table: LatencyTable, sec
 def repaired_scores(model: Path, plans: dict[str, Plan], train_file: Path, data: Path, questions: int) -> list[float]:
     """F1 of the teacher and of each plan's student after repair."""
     config, arrays = modeldir.load_question_answering(model)
-    teacher = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    teacher = Model(config=config, params=as_params(arrays))
     tokenizer, windows = load_tokenizer(model), records.window_settings(model)
     train = load_dataset(train_file, tokenizer, windows)
     validation = load_dataset(data, tokenizer, windows, questions=questions)
     scores = [Evaluator(config, validation)(teacher.params).score.f1]
     for plan in plans.values():
         shape, kept = cut(config, arrays, plan)
-        student = Model(config=shape, params={name: jnp.asarray(value) for name, value in kept.items()})
+        student = Model(config=shape, params=as_params(kept))
         params = repair(teacher, student, train, examples=REPAIR_EXAMPLES, seed=0)
         scores.append(Evaluator(shape, validation)(params).score.f1)
     return scores

@@ -24,7 +24,7 @@ from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.evaluation import Evaluator
 from bertjax.mlperf import records
-from bertjax.model import Params
+from bertjax.model import Params, as_params
 from bertjax.pruning.costs import mac_costs
 from bertjax.pruning.importance import Importance, measure_importance
 from bertjax.pruning.repair import Model, repair
@@ -89,7 +89,7 @@ def score_cut(
     """F1 of the cut model, F1 after repair, and the seconds that repair took."""
     plan = search(teacher.config, importance, mac_costs(teacher.config, seq), reduction=reduction, ffn_group=32)
     config, arrays = cut(teacher.config, {name: np.asarray(value) for name, value in teacher.params.items()}, plan)
-    student = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    student = Model(config=config, params=as_params(arrays))
     evaluator = Evaluator(config, validation)
     begin = time.monotonic()
     repaired = repair(teacher, student, train, examples=512, seed=seed)
@@ -110,7 +110,7 @@ def main() -> None:
     options = parser.parse_args()
 
     config, arrays = modeldir.load_question_answering(options.model)
-    teacher = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    teacher = Model(config=config, params=as_params(arrays))
     tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
     train = load_dataset(options.train_file, tokenizer, windows)
     validation = load_dataset(options.data, tokenizer, windows, questions=options.questions)

@@ -17,7 +17,6 @@ import json
 from pathlib import Path
 from typing import get_args
 
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import rel_entr, softmax
 
@@ -28,6 +27,7 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation import Evaluation, Evaluator
 from bertjax.mlperf import records
+from bertjax.model import as_params
 from bertjax.pruning.repair import Model
 from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
 from bertjax.quantization.calibrators import CALIBRATORS
@@ -120,7 +120,7 @@ def main() -> None:
     config, arrays = modeldir.load_question_answering(options.model)
     if config.quantization:
         raise UserError(f"--model: {options.model} is quantized; name the floating-point student")
-    student = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    student = Model(config=config, params=as_params(arrays))
     tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
 
     def record(placement: str, scales: str, calibrator: str) -> Quantization:

@@ -396,11 +396,15 @@ def _name(path: tuple[str | int, ...]) -> str:
     return ".".join(str(part) for part in path)
 
 
+def as_params(arrays: Mapping[str, np.ndarray]) -> Params:
+    """A checkpoint's arrays as JAX's, dtypes as they are."""
+    return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
 def load(directory: Path, *, dtype: jnp.dtype = jnp.float32) -> BertForQuestionAnswering:
     """The module of a finished model directory as of `bind`; raises as `modeldir.load_question_answering`."""
     config, arrays = modeldir.load_question_answering(directory)
-    params = {name: jnp.asarray(value) for name, value in arrays.items()}
-    return bind(BertForQuestionAnswering, config, params, dtype=dtype)
+    return bind(BertForQuestionAnswering, config, as_params(arrays), dtype=dtype)
 
 
 def jit_logits(

@@ -20,7 +20,7 @@ from bertjax.data.answers import write_predictions
 from bertjax.data.dataset import Dataset
 from bertjax.errors import UserError
 from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, Params, init_params
+from bertjax.model import BertForQuestionAnswering, Params, as_params, init_params
 from bertjax.pruning.latency import read_table
 from bertjax.pruning_stage import prune
 from bertjax.quantization.calibrate import quantize, record_ranges
@@ -135,7 +135,7 @@ def fine_tune_encoder(
     params = init_params(BertForQuestionAnswering, config, seed=settings.seed)
     params = fine_tune(
         config=config,
-        params=params | {name: jnp.asarray(value) for name, value in arrays.items()},
+        params=params | as_params(arrays),
         dataset=train,
         validation=validation,
         batch_size=settings.teacher_batch_size,

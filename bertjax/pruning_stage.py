@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import jax.numpy as jnp
 import numpy as np
 
 from bertjax import inputs, records
+from bertjax.model import as_params
 from bertjax.pruning import importance as fisher
 from bertjax.pruning.latency import predict, run_costs
 from bertjax.pruning.picture import draw_kept, kept_table
@@ -109,7 +109,7 @@ def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str)
     config, arrays = cut(student.config, arrays, plan)
     # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
     config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
-    smaller = Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    smaller = Model(config=config, params=as_params(arrays))
     if not run.settings.repair_examples:
         return smaller
     examples = run.settings.repair_examples

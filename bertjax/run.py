@@ -18,7 +18,7 @@ from bertjax.data import download
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
-from bertjax.model import Params
+from bertjax.model import Params, as_params
 from bertjax.settings import RunSettings
 from bertjax.training.distill import DistillSettings, distill
 from bertjax.training.finetune import steps_per_epoch
@@ -95,7 +95,7 @@ class Run:
 
     def load(self, stage: str) -> tuple[BertConfig, Params]:
         config, arrays = modeldir.load_question_answering(self.directory(stage))
-        return config, {name: jnp.asarray(value) for name, value in arrays.items()}
+        return config, as_params(arrays)
 
     def save(self, stage: str, config: BertConfig, params: Params) -> None:
         arrays = {name: np.asarray(value) for name, value in params.items()}

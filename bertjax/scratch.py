@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 
 from bertjax import modeldir, tensors
@@ -13,7 +12,7 @@ from bertjax.config import BertConfig
 from bertjax.data.corpus import write_corpus
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
-from bertjax.model import BertForMaskedLM, Params, init_params
+from bertjax.model import BertForMaskedLM, Params, as_params, init_params
 from bertjax.settings import RunSettings, Scratch
 from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import pretrain, read_corpus, read_texts
@@ -83,7 +82,7 @@ def masked_lm_from_encoder(directory: Path, *, seed: int) -> tuple[BertConfig, P
     head = tensors.masked_lm_head_shapes(config)
     found = modeldir.read_tensors(directory)
     kept = {name: found[name] for name, shape in head.items() if name in found and found[name].shape == shape}
-    return config, params | {name: jnp.asarray(value) for name, value in (arrays | kept).items()}
+    return config, params | as_params(arrays | kept)
 
 
 def write_scratch_inputs(settings: RunSettings, scratch: Scratch) -> RunSettings:

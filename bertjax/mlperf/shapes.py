@@ -21,6 +21,7 @@ from bertjax import modeldir, tensors
 from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.compare import interleaved, steady_medians
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 
 UNCALIBRATED = Quantization.calibrated((), calibrator="max", calibration_examples=0)  # the record of `usual_scales`
 
@@ -94,7 +95,11 @@ def _open_random(config: BertConfig, load: Load, backend: str) -> Backend:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
         modeldir.save(directory, config, random_tensors(config), tokenizer_from=directory)
-        return open_backend(backend, directory, streams=load.streams, threads=load.threads, longest=load.seq)
+        model = open_backend(backend, directory, streams=load.streams, threads=load.threads, longest=load.seq)
+        if isinstance(model, OpenVINOBackend):  # compiled for the shape, as Offline, Server and SingleStream have it
+            for stream in range(load.streams):
+                model.fix((load.batch, load.seq), stream)
+        return model
 
 
 def random_tensors(config: BertConfig) -> modeldir.Tensors:

@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bertjax.data.batching import Batch
 from bertjax.errors import WorkFailed
-from bertjax.model import Params
+from bertjax.model import Params, as_params
 from bertjax.modeldir import write_file_aside
 
 Loss = Callable[[Params, Batch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
@@ -139,7 +139,7 @@ def train(
     finally:
         bar.close()
     _save(folder, now, identity)
-    return {name: jnp.asarray(value) for name, value in (now.best or now.kept()).items()}
+    return as_params(now.best or now.kept())
 
 
 def _make_step(
