@@ -9,6 +9,7 @@ now or read back, so a resumed run sees the same numbers.
 from __future__ import annotations
 
 import dataclasses
+import mmap
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ class _Store:
         self.done[rows] = 1
 
     def read(self, rows: np.ndarray, length: int) -> Batch:
+        if self.hidden is not None:
+            self._ask_for(rows)
         shape = (len(rows), length)
         found = {"teacher_start": np.zeros(shape, np.float16), "teacher_end": np.zeros(shape, np.float16)}
         if self.hidden is not None:
@@ -127,11 +130,25 @@ class _Store:
                 found["teacher_hidden"][:, place, :size] = self.hidden[:, begin : begin + size]
         return found
 
+    def _ask_for(self, rows: np.ndarray) -> None:
+        """Have the kernel fetch what belongs to these windows, all of it at once and nothing else.
+
+        By itself it fetches what lies around every page that is touched, one after the other: 200 MB and 190 ms for a
+        batch of 10 MB, on a disk with 8 MB of readahead, where this takes 7 ms.
+        """
+        layers, token = range(len(self.hidden)), self.hidden.strides[1]
+        for row in rows:
+            for layer in layers:
+                begin = self.hidden.offset + layer * self.hidden.strides[0] + int(self.begins[row]) * token
+                page = begin - begin % mmap.PAGESIZE
+                length = begin + int(self.lengths[row]) * token - page
+                self.hidden.base.madvise(mmap.MADV_WILLNEED, page, length)
+
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """The array kept in `path`; made anew (all zero, so nothing done) if it is absent or of another shape."""
-    if path.exists():
-        found = np.lib.format.open_memmap(path, mode="r+")
-        if found.shape == shape and found.dtype == dtype:
-            return found
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    found = np.lib.format.open_memmap(path, mode="r+") if path.exists() else None
+    if found is None or found.shape != shape or found.dtype != dtype:
+        found = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    found.base.madvise(mmap.MADV_RANDOM)  # no reading around what is touched, see `_Store._ask_for`
+    return found
