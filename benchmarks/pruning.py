@@ -24,7 +24,7 @@ from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.evaluation import Evaluator
 from bertjax.mlperf import records
-from bertjax.model import Params, as_params
+from bertjax.model import Params, as_arrays, as_params
 from bertjax.pruning.costs import mac_costs
 from bertjax.pruning.importance import Importance, measure_importance
 from bertjax.pruning.repair import Model, repair
@@ -88,7 +88,7 @@ def score_cut(
 ) -> tuple[float, float, float]:
     """F1 of the cut model, F1 after repair, and the seconds that repair took."""
     plan = search(teacher.config, importance, mac_costs(teacher.config, seq), reduction=reduction, ffn_group=32)
-    config, arrays = cut(teacher.config, {name: np.asarray(value) for name, value in teacher.params.items()}, plan)
+    config, arrays = cut(teacher.config, as_arrays(teacher.params), plan)
     student = Model(config=config, params=as_params(arrays))
     evaluator = Evaluator(config, validation)
     begin = time.monotonic()

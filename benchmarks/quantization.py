@@ -27,7 +27,7 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
 from bertjax.evaluation import Evaluation, Evaluator
 from bertjax.mlperf import records
-from bertjax.model import as_params
+from bertjax.model import as_arrays, as_params
 from bertjax.pruning.repair import Model
 from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
 from bertjax.quantization.calibrators import CALIBRATORS
@@ -63,7 +63,7 @@ class Bench:
         config = dataclasses.replace(self.student.config, quantization=record)
         params = quantize(config, self.student.params, self.ranges[record.activation_scales])
         if not directory.exists():
-            arrays = {name: np.asarray(value) for name, value in params.items()}
+            arrays = as_arrays(params)
             modeldir.save(directory, config, arrays, tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
         scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - self.exact.score.f1:+.2f}"]

@@ -401,6 +401,11 @@ def as_params(arrays: Mapping[str, np.ndarray]) -> Params:
     return {name: jnp.asarray(value) for name, value in arrays.items()}
 
 
+def as_arrays(params: Mapping[str, jax.Array]) -> modeldir.Tensors:
+    """JAX's arrays as a checkpoint's, dtypes as they are."""
+    return {name: np.asarray(value) for name, value in params.items()}
+
+
 def load(directory: Path, *, dtype: jnp.dtype = jnp.float32) -> BertForQuestionAnswering:
     """The module of a finished model directory as of `bind`; raises as `modeldir.load_question_answering`."""
     config, arrays = modeldir.load_question_answering(directory)

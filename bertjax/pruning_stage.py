@@ -5,10 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
-
 from bertjax import inputs, records
-from bertjax.model import as_params
+from bertjax.model import as_arrays, as_params
 from bertjax.pruning import importance as fisher
 from bertjax.pruning.latency import predict, run_costs
 from bertjax.pruning.picture import draw_kept, kept_table
@@ -105,7 +103,7 @@ def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str)
     # What a round leaves may be too coarse to meet the next goal as nearly as the teacher can; it is passed then.
     tolerance = TOLERANCE if run.settings.pruning_rounds == 1 else math.inf
     plan = _plan(run, teacher, student, reduction, place, tolerance)
-    arrays = {name: np.asarray(value) for name, value in student.params.items()}
+    arrays = as_arrays(student.params)
     config, arrays = cut(student.config, arrays, plan)
     # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
     config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
-import numpy as np
 
 from bertjax import inputs, modeldir, records
 from bertjax.config import BertConfig
@@ -18,7 +17,7 @@ from bertjax.data import download
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
-from bertjax.model import Params, as_params
+from bertjax.model import Params, as_arrays, as_params
 from bertjax.settings import RunSettings
 from bertjax.training.distill import DistillSettings, distill
 from bertjax.training.finetune import steps_per_epoch
@@ -98,7 +97,7 @@ class Run:
         return config, as_params(arrays)
 
     def save(self, stage: str, config: BertConfig, params: Params) -> None:
-        arrays = {name: np.asarray(value) for name, value in params.items()}
+        arrays = as_arrays(params)
         source = self.teacher_source if stage == "teacher" else self.directory("teacher")
         modeldir.save(self.directory(stage), config, arrays, tokenizer_from=source)
 

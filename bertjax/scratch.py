@@ -12,7 +12,7 @@ from bertjax.config import BertConfig
 from bertjax.data.corpus import write_corpus
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
-from bertjax.model import BertForMaskedLM, Params, as_params, init_params
+from bertjax.model import BertForMaskedLM, Params, as_arrays, as_params, init_params
 from bertjax.settings import RunSettings, Scratch
 from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import pretrain, read_corpus, read_texts
@@ -135,5 +135,5 @@ def _pretrain_encoder(settings: RunSettings, scratch: Scratch, text_file: Path, 
         ),
         folder=work,
     )
-    arrays = {name: np.asarray(value) for name, value in params.items()}
+    arrays = as_arrays(params)
     modeldir.save(encoder, config, arrays, tokenizer_from=work / "tokenizer")

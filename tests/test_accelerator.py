@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -16,7 +15,7 @@ from bertjax.data.features import WindowSettings
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.evaluation import Evaluator
-from bertjax.model import Params
+from bertjax.model import Params, as_params
 from bertjax.pruning.importance import measure_importance
 from bertjax.pruning.repair import Model, repair
 from bertjax.quantization.calibrate import record_ranges
@@ -42,7 +41,7 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 def _params(config: BertConfig, seed: int) -> Params:
-    return {name: jnp.asarray(value) for name, value in random_tensors(config, seed=seed).items()}
+    return as_params(random_tensors(config, seed=seed))
 
 
 def _logits(dataset: Dataset) -> list[np.ndarray]:

@@ -16,7 +16,7 @@ from bertjax import modeldir
 from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
 from bertjax.fakequant import fake_quantize, weight_scale
-from bertjax.model import BertForMaskedLM, BertForQuestionAnswering, bind, init_params, jit_logits, load
+from bertjax.model import BertForMaskedLM, BertForQuestionAnswering, as_params, bind, init_params, jit_logits, load
 from bertjax.tensors import count_parameters, question_answering_shapes
 from bertjax.training.losses import span_cross_entropy
 from tests.models import QUANTIZATION, tiny_config, write_random_model
@@ -59,7 +59,7 @@ def _compare_with_transformers(config: BertConfig, params: dict[str, np.ndarray]
     ids, mask, types = _inputs(config.vocab_size, 2, length)
     with torch.no_grad():
         wanted = model(*(torch.from_numpy(array).long() for array in (ids, mask, types)))
-    ours = bind(BertForQuestionAnswering, config, {name: jnp.asarray(value) for name, value in params.items()})
+    ours = bind(BertForQuestionAnswering, config, as_params(params))
     start, end = jit_logits(ours)(ids, mask, types)
     np.testing.assert_allclose(start[mask > 0], wanted.start_logits.numpy()[mask > 0], atol=1e-4)
     np.testing.assert_allclose(end[mask > 0], wanted.end_logits.numpy()[mask > 0], atol=1e-4)

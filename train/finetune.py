@@ -52,12 +52,12 @@ def parse() -> RunSettings:
 
 def main() -> None:
     settings = parse()
-    import numpy as np  # JAX and what needs it are imported only once the flags are right
 
-    from bertjax import inputs, modeldir
+    from bertjax import inputs, modeldir  # JAX and what needs it are imported only once the flags are right
     from bertjax.data.download import model_directory
     from bertjax.data.tokenizer import load_tokenizer
     from bertjax.evaluation import Evaluator
+    from bertjax.model import as_arrays
     from bertjax.pipeline import fine_tune_encoder
 
     output, encoder = Path(settings.output), model_directory(settings.encoder, "--encoder")
@@ -67,8 +67,7 @@ def main() -> None:
     train, validation = inputs.load_training(settings, files, tokenizer)
     work = output.with_name(f"{output.name}.work")
     config, params = fine_tune_encoder(settings, encoder, train, validation, work)
-    arrays = {name: np.asarray(value) for name, value in params.items()}
-    modeldir.save(output, config, arrays, tokenizer_from=encoder)
+    modeldir.save(output, config, as_arrays(params), tokenizer_from=encoder)
     shutil.rmtree(work)
     score = Evaluator(config, validation)(params).score
     print(f"{output}: exact match {score.exact_match:.2f}, F1 {score.f1:.2f} on the validation part")

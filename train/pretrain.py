@@ -44,11 +44,11 @@ def main() -> None:
     if not options.encoder and options.hidden % options.heads:
         raise UserError(f"--hidden {options.hidden}: must be a multiple of --heads {options.heads}")
     import jax.numpy as jnp  # imported only once the flags are right
-    import numpy as np
 
     from bertjax import modeldir, scratch
     from bertjax.data.download import model_directory
     from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.model import as_arrays
     from bertjax.training.loop import TrainSettings
     from bertjax.training.pretrain import pretrain, read_corpus
 
@@ -84,8 +84,7 @@ def main() -> None:
         folder=work,
         dtype=jnp.dtype(options.dtype),
     )
-    arrays = {name: np.asarray(value) for name, value in params.items()}
-    modeldir.save(options.output, config, arrays, tokenizer_from=source)
+    modeldir.save(options.output, config, as_arrays(params), tokenizer_from=source)
     shutil.rmtree(work, ignore_errors=True)
     print(f"{options.output}: pre-trained for {options.steps} steps; fine-tune it with train/finetune.py")
 

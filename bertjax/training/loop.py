@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from bertjax.data.batching import Batch
 from bertjax.errors import WorkFailed
-from bertjax.model import Params, as_params
+from bertjax.model import Params, as_arrays, as_params
 from bertjax.modeldir import write_file_aside
 
 Loss = Callable[[Params, Batch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
@@ -163,7 +163,7 @@ def _scored(now: Checkpoint, score: float) -> Checkpoint:
     now = dataclasses.replace(now, scored=now.step)
     if score <= now.best_score:
         return now
-    best = {name: np.asarray(value) for name, value in now.kept().items()}
+    best = as_arrays(now.kept())
     return dataclasses.replace(now, best_score=score, best=best)
 
 

@@ -21,7 +21,7 @@ import numpy as np
 from bertjax.config import INPUTS, BertConfig
 from bertjax.data.batching import Batch
 from bertjax.data.dataset import Dataset
-from bertjax.model import BertForQuestionAnswering, Params, bind
+from bertjax.model import BertForQuestionAnswering, Params, as_arrays, bind
 from bertjax.modeldir import disk_error
 
 Targets = Callable[[Batch], Batch]
@@ -77,7 +77,7 @@ def make_targets(teacher: Teacher, dataset: Dataset, *, cache: Path | None, dtyp
     def read_or_compute(batch: Batch) -> Batch:
         rows = batch["rows"]
         if not store.holds(rows):
-            store.write(rows, {name: np.asarray(value) for name, value in compute(batch).items()})
+            store.write(rows, as_arrays(compute(batch)))
         return batch | store.read(rows, batch["input_ids"].shape[1])
 
     return read_or_compute
@@ -102,6 +102,8 @@ class _Store:
         except OSError as error:
             raise disk_error(folder, error) from None
         self.done, self.logits, self.hidden = arrays["done"], arrays["logits"], arrays.get("hidden")
+        if self.hidden is not None:
+            self.hidden.base.madvise(mmap.MADV_RANDOM)  # no reading around what is touched: `_ask_for` names it all
 
     def holds(self, rows: np.ndarray) -> bool:
         return bool(self.done[rows].all())
@@ -116,11 +118,10 @@ class _Store:
         self.done[rows] = 1
 
     def read(self, rows: np.ndarray, length: int) -> Batch:
-        if self.hidden is not None:
-            self._ask_for(rows)
         shape = (len(rows), length)
         found = {"teacher_start": np.zeros(shape, np.float16), "teacher_end": np.zeros(shape, np.float16)}
         if self.hidden is not None:
+            self._ask_for(rows)
             found["teacher_hidden"] = np.zeros((len(self.hidden), *shape, self.hidden.shape[-1]), np.float16)
         for place, row in enumerate(rows):
             begin, size = self.begins[row], self.lengths[row]
@@ -147,8 +148,8 @@ class _Store:
 
 def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
     """The array kept in `path`; made anew (all zero, so nothing done) if it is absent or of another shape."""
-    found = np.lib.format.open_memmap(path, mode="r+") if path.exists() else None
-    if found is None or found.shape != shape or found.dtype != dtype:
-        found = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    found.base.madvise(mmap.MADV_RANDOM)  # no reading around what is touched, see `_Store._ask_for`
-    return found
+    if path.exists():
+        found = np.lib.format.open_memmap(path, mode="r+")
+        if found.shape == shape and found.dtype == dtype:
+            return found
+    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -12,7 +11,7 @@ from bertjax.config import BertConfig
 from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset
 from bertjax.data.features import Window
-from bertjax.model import BertForQuestionAnswering, Params, bind, init_params
+from bertjax.model import BertForQuestionAnswering, Params, as_params, bind, init_params
 from bertjax.pruning import repair as repair_module
 from bertjax.pruning.repair import Model, fit, repair
 from bertjax.pruning.search import Plan
@@ -52,7 +51,7 @@ def teacher() -> Model:
 
 def _cut(teacher: Model) -> Model:
     config, arrays = cut(teacher.config, {name: np.asarray(value) for name, value in teacher.params.items()}, PLAN)
-    return Model(config=config, params={name: jnp.asarray(value) for name, value in arrays.items()})
+    return Model(config=config, params=as_params(arrays))
 
 
 def _told(config: BertConfig, params: Params, dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,7 +16,7 @@ from bertjax.data.features import WindowSettings
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, bind, init_params
+from bertjax.model import BertForQuestionAnswering, as_params, bind, init_params
 from bertjax.quantization.calibrate import NARROWEST, quantize, record_ranges
 from bertjax.quantization.calibrators import BINS, CALIBRATORS, choose_amax
 from bertjax.tensors import activation_scales, question_answering_shapes, scale_shapes
@@ -127,7 +126,7 @@ def test_with_scales_for_features_a_wide_one_costs_the_others_nothing(tmp_path):
     _, arrays = modeldir.load_question_answering(tmp_path / "m")
     for block in ("attention.output", "output"):  # both LayerNorms give one feature 40 times the others
         arrays[f"bert.encoder.layer.0.{block}.LayerNorm.weight"][7] = 40.0
-    params, dataset = {name: jnp.asarray(value) for name, value in arrays.items()}, _dataset(tmp_path / "m")
+    params, dataset = as_params(arrays), _dataset(tmp_path / "m")
     exact = Evaluator(config, dataset)(params)
 
     def error(scales: str) -> float:

@@ -20,7 +20,7 @@ from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import WorkFailed
 from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, SpanOutput, bind, init_params
+from bertjax.model import BertForQuestionAnswering, SpanOutput, as_params, bind, init_params
 from bertjax.quantization.calibrate import weight_scales
 from bertjax.tensors import dense_sites, question_answering_shapes
 from bertjax.training.distill import DistillSettings, distill, distillation_loss
@@ -153,7 +153,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
 def _train_on_the_grid(folder: Path, dataset, teacher, *, learned_scales: bool, evaluations: int) -> tuple[dict, dict]:
     """A calibrated student of one layer, and the same after 3 steps at a learning rate that moves everything."""
     config = tiny_config(((1, 32),))
-    start = {name: jnp.asarray(value) for name, value in random_tensors(config, seed=3).items()}
+    start = as_params(random_tensors(config, seed=3))
     start |= weight_scales(config, start)
     trained = distill(
         config=config,
