@@ -326,53 +326,7 @@ class BertForQuestionAnswering(nnx.Module):
         return SpanOutput(start_logits=logits[..., 0], end_logits=logits[..., 1], hidden_states=states)
 
 
-class PredictionTransform(nnx.Module):
-    """The masked-LM head's dense layer, GELU and LayerNorm."""
-
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.dense = Dense(config.hidden_size, config.hidden_size, rngs=rngs)
-        self.LayerNorm = LayerNorm(config.hidden_size, config.layer_norm_eps)
-
-
-class Predictions(nnx.Module):
-    """The masked-LM head; its decoder is the word embedding table."""
-
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.transform = PredictionTransform(config, rngs=rngs)
-        self.bias = nnx.Param(jnp.zeros(config.vocab_size))
-
-
-class MaskedLMHead(nnx.Module):
-    """Holds `predictions`, as the checkpoint names it."""
-
-    def __init__(self, config: BertConfig, *, rngs: nnx.Rngs):
-        self.predictions = Predictions(config, rngs=rngs)
-
-
-class BertForMaskedLM(nnx.Module):
-    """BERT with the masked-LM head."""
-
-    def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
-        self.bert = Bert(config, dtype=dtype, rngs=rngs)
-        self.cls = MaskedLMHead(config, rngs=rngs)
-
-    def __call__(
-        self,
-        input_ids: jax.Array,
-        attention_mask: jax.Array,
-        token_type_ids: jax.Array,
-        positions: jax.Array,
-        **rest,
-    ) -> jax.Array:
-        """Logits over the vocabulary, float32 [B, P, vocabulary], at `positions` int32 [B, P]."""
-        hidden = self.bert(input_ids, attention_mask, token_type_ids, **rest)[-1]
-        chosen = jnp.take_along_axis(hidden, positions[..., None], axis=1).astype(jnp.float32)
-        head, table = self.cls.predictions, self.bert.embeddings.word_embeddings.weight[...]
-        x = head.transform.LayerNorm(products.gelu(head.transform.dense(chosen)))
-        return x @ table.T + head.bias[...]
-
-
-Module = TypeVar("Module", BertForQuestionAnswering, BertForMaskedLM)
+Module = TypeVar("Module", bound=nnx.Module)
 
 
 def init_params(kind: type[Module], config: BertConfig, *, seed: int) -> Params:

@@ -12,7 +12,8 @@ from bertjax.config import BertConfig
 from bertjax.data.corpus import write_corpus
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
-from bertjax.model import BertForMaskedLM, Params, as_arrays, as_params, init_params
+from bertjax.masked_lm import BertForMaskedLM
+from bertjax.model import Params, as_arrays, as_params, init_params
 from bertjax.settings import RunSettings, Scratch
 from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import pretrain, read_corpus, read_texts

@@ -16,7 +16,8 @@ from bertjax import modeldir
 from bertjax.config import BertConfig
 from bertjax.errors import UserError, WorkFailed
 from bertjax.fakequant import fake_quantize, weight_scale
-from bertjax.model import BertForMaskedLM, BertForQuestionAnswering, as_params, bind, init_params, jit_logits, load
+from bertjax.masked_lm import BertForMaskedLM
+from bertjax.model import BertForQuestionAnswering, as_params, bind, init_params, jit_logits, load
 from bertjax.tensors import count_parameters, question_answering_shapes
 from bertjax.training.losses import span_cross_entropy
 from tests.models import QUANTIZATION, tiny_config, write_random_model

@@ -18,7 +18,8 @@ from bertjax.data.batching import Batch
 from bertjax.data.masking import MASKED_SHARE, Vocabulary, masked_batch
 from bertjax.data.squad import read_squad
 from bertjax.errors import UserError
-from bertjax.model import BertForMaskedLM, Params, bind
+from bertjax.masked_lm import BertForMaskedLM
+from bertjax.model import Params, bind
 from bertjax.training.loop import TrainSettings, train
 
 LENGTH_MULTIPLE = 64

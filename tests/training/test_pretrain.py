@@ -17,7 +17,8 @@ from bertjax.data.masking import Vocabulary
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
 from bertjax.errors import UserError
-from bertjax.model import BertForMaskedLM, bind
+from bertjax.masked_lm import BertForMaskedLM
+from bertjax.model import bind
 from bertjax.tensors import masked_lm_head_shapes
 from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import _batch_maker, pretrain, read_corpus, read_texts
