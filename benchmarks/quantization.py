@@ -63,8 +63,7 @@ class Bench:
         config = dataclasses.replace(self.student.config, quantization=record)
         params = quantize(config, self.student.params, self.ranges[record.activation_scales])
         if not directory.exists():
-            arrays = as_arrays(params)
-            modeldir.save(directory, config, arrays, tokenizer_from=self.source)
+            modeldir.save(directory, config, as_arrays(params), tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
         scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - self.exact.score.f1:+.2f}"]
         scores.append(f"{found['kl']:.4f}")

@@ -103,8 +103,7 @@ def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str)
     # What a round leaves may be too coarse to meet the next goal as nearly as the teacher can; it is passed then.
     tolerance = TOLERANCE if run.settings.pruning_rounds == 1 else math.inf
     plan = _plan(run, teacher, student, reduction, place, tolerance)
-    arrays = as_arrays(student.params)
-    config, arrays = cut(student.config, arrays, plan)
+    config, arrays = cut(student.config, as_arrays(student.params), plan)
     # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
     config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
     smaller = Model(config=config, params=as_params(arrays))

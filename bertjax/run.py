@@ -97,9 +97,8 @@ class Run:
         return config, as_params(arrays)
 
     def save(self, stage: str, config: BertConfig, params: Params) -> None:
-        arrays = as_arrays(params)
         source = self.teacher_source if stage == "teacher" else self.directory("teacher")
-        modeldir.save(self.directory(stage), config, arrays, tokenizer_from=source)
+        modeldir.save(self.directory(stage), config, as_arrays(params), tokenizer_from=source)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -136,5 +136,4 @@ def _pretrain_encoder(settings: RunSettings, scratch: Scratch, text_file: Path, 
         ),
         folder=work,
     )
-    arrays = as_arrays(params)
-    modeldir.save(encoder, config, arrays, tokenizer_from=work / "tokenizer")
+    modeldir.save(encoder, config, as_arrays(params), tokenizer_from=work / "tokenizer")

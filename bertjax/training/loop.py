@@ -163,8 +163,7 @@ def _scored(now: Checkpoint, score: float) -> Checkpoint:
     now = dataclasses.replace(now, scored=now.step)
     if score <= now.best_score:
         return now
-    best = as_arrays(now.kept())
-    return dataclasses.replace(now, best_score=score, best=best)
+    return dataclasses.replace(now, best_score=score, best=as_arrays(now.kept()))
 
 
 def _smooth(average: float | None, value: float, label: str, step: int) -> float:

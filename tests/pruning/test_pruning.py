@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from bertjax.config import BertConfig, LayerShape, count_macs
 from bertjax.errors import UserError
-from bertjax.model import BertForQuestionAnswering, Gates, as_params, bind, init_params
+from bertjax.model import BertForQuestionAnswering, Gates, as_arrays, as_params, bind, init_params
 from bertjax.pruning.costs import Costs, mac_costs
 from bertjax.pruning.importance import Importance, gate_gradients, open_gates
 from bertjax.pruning.search import Plan, search
@@ -185,7 +185,7 @@ def test_the_cut_model_is_the_masked_model(heads: tuple, ffn: tuple):
     )
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
     masked = bind(BertForQuestionAnswering, TINY, params)(*inputs, gates=closed)
-    student, arrays = cut(TINY, {name: np.asarray(value) for name, value in params.items()}, plan)
+    student, arrays = cut(TINY, as_arrays(params), plan)
     small = bind(BertForQuestionAnswering, student, as_params(arrays))(*inputs)
     np.testing.assert_allclose(small.start_logits, masked.start_logits, atol=1e-5)
     np.testing.assert_allclose(small.end_logits, masked.end_logits, atol=1e-5)

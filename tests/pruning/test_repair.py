@@ -11,7 +11,7 @@ from bertjax.config import BertConfig
 from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset
 from bertjax.data.features import Window
-from bertjax.model import BertForQuestionAnswering, Params, as_params, bind, init_params
+from bertjax.model import BertForQuestionAnswering, Params, as_arrays, as_params, bind, init_params
 from bertjax.pruning import repair as repair_module
 from bertjax.pruning.repair import Model, fit, repair
 from bertjax.pruning.search import Plan
@@ -50,7 +50,7 @@ def teacher() -> Model:
 
 
 def _cut(teacher: Model) -> Model:
-    config, arrays = cut(teacher.config, {name: np.asarray(value) for name, value in teacher.params.items()}, PLAN)
+    config, arrays = cut(teacher.config, as_arrays(teacher.params), PLAN)
     return Model(config=config, params=as_params(arrays))
 
 

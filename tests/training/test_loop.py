@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from bertjax.errors import WorkFailed
+from bertjax.model import as_arrays
 from bertjax.training.loop import TrainSettings, make_optimizer, train
 
 SETTINGS = TrainSettings(steps=12, learning_rate=0.05, seed=3)
@@ -74,7 +75,7 @@ def test_the_best_scored_weights_are_returned(tmp_path: Path):
     seen: list[dict] = []
 
     def evaluate(params: dict) -> float:
-        seen.append({name: np.asarray(value) for name, value in params.items()})
+        seen.append(as_arrays(params))
         return [1.0, 3.0, 2.0][len(seen) - 1]
 
     settings = TrainSettings(steps=12, learning_rate=0.05, evaluations=3)
@@ -116,12 +117,12 @@ def test_the_average_follows_its_formula_and_survives_an_interrupt(tmp_path: Pat
     every_step = dataclasses.replace(SETTINGS, evaluations=12)
 
     def note(params: dict) -> float:
-        steps.append({name: np.asarray(value) for name, value in params.items()})
+        steps.append(as_arrays(params))
         return 0.0
 
     run = dict(params=_start(), loss=_loss, label="t")
     train(make_batch=_batch, settings=every_step, folder=tmp_path / "raw", evaluate=note, **run)
-    wanted = {name: np.asarray(value) for name, value in _start().items()}
+    wanted = as_arrays(_start())
     for step, weights in enumerate(steps):
         decay = min(0.3, (1 + step) / (10 + step))
         wanted = {name: decay * value + (1 - decay) * weights[name] for name, value in wanted.items()}

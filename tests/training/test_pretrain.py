@@ -18,7 +18,7 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
 from bertjax.errors import UserError
 from bertjax.masked_lm import BertForMaskedLM
-from bertjax.model import bind
+from bertjax.model import as_arrays, bind
 from bertjax.tensors import masked_lm_head_shapes
 from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import _batch_maker, pretrain, read_corpus, read_texts
@@ -126,7 +126,7 @@ def test_it_learns_what_the_neighbours_tell(tmp_path: Path, tokenizer: Tokenizer
 
 def test_a_checkpoints_own_head_is_kept_and_a_missing_one_is_drawn(tmp_path: Path, tokenizer: Tokenizer):
     config = _config(tokenizer)
-    arrays = {name: np.asarray(value) for name, value in scratch.fan_in_params(config, seed=4).items()}
+    arrays = as_arrays(scratch.fan_in_params(config, seed=4))
     head = masked_lm_head_shapes(config)
     arrays["cls.predictions.bias"] = np.arange(config.vocab_size, dtype=np.float32)
     modeldir.save(tmp_path / "with", config, arrays, tokenizer_from=tmp_path / "tokenizer")
