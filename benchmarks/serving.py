@@ -5,14 +5,16 @@
 
 The reference implementation runs FP32 on ONNX Runtime, one window at a time, every window padded to the full length,
 on all cores. The first table starts there, with the run's teacher, and takes one step at a time to the run's student;
-the second sets the student against the teacher in INT8 on the same engine. With --shape both are random models: a
-BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; of the run only the windows are taken.
+the second sets the student against the teacher in INT8 on the same engine. That is OpenVINO, or ONNX Runtime on a CPU
+whose OpenVINO kernels would saturate, as in serving; the steps of OpenVINO are then left out. With --shape both are
+random models: a BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; of the run only the windows
+are taken.
 
 Everything runs in turn in every round. Batches are drawn whole from those that Offline makes of all windows. Rows timed
 by the clock want a quiet machine; those in processor time, which streams of one thread allow, hardly mind other work.
-The second table has a compiled model for each shape on both sides, as served. At BERT-large's size that takes 0.3 GB
-for each shape, so few windows are to be asked for. The INT8 teacher is not calibrated: its scales are usual ones, good
-for timing and not for answers.
+On OpenVINO the second table has a compiled model for each shape on both sides, as served. At BERT-large's size that
+takes 0.3 GB for each shape, so few windows are to be asked for. The INT8 teacher is not calibrated: its scales are
+usual ones, good for timing and not for answers.
 """
 
 from __future__ import annotations
@@ -32,7 +34,7 @@ from bertjax import modeldir, programs
 from bertjax.config import BertConfig, count_macs
 from bertjax.data.batching import BatchPlan
 from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf.backend import cpu_engine, open_backend
 from bertjax.mlperf.compare import (
     Passes,
     draw_windows,
@@ -101,6 +103,11 @@ def shape_models(folder: Path) -> Models:
     return Models(teacher=folder / "teacher", teacher_int8=folder / "teacher-int8", student=folder / "student-int8")
 
 
+def int8_engine(models: Models) -> str:
+    """The engine that serves the INT8 models on this CPU."""
+    return cpu_engine(BertConfig.from_json(models.student / "config.json"))
+
+
 def load_windows(run: Path, count: int) -> tuple[SampleLibrary, np.ndarray]:
     """At least `count` windows of the run's evaluation file, loaded, and their indices."""
     model = run / "teacher"
@@ -118,6 +125,7 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
     open_with = functools.partial(open_backend, longest=longest)
     together, apart = {"streams": 1, "threads": cores}, {"streams": cores, "threads": 1}
     reference = open_with("onnxruntime", models.teacher, **together)
+    engine = int8_engine(models)
     few = np.random.default_rng(0).choice(chosen, max(2, len(chosen) // 32), replace=False)
     padded = [BatchPlan(rows=np.array([row]), length=longest) for row in few]
 
@@ -130,26 +138,32 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
         steps += [
             step("batches by length", "onnxruntime", models.teacher, together),
             step("INT8", "onnxruntime", models.teacher_int8, together),
-            step("OpenVINO", "openvino", models.teacher_int8, together),
         ]
-    steps.append(step(f"{cores} streams of one thread", "openvino", models.teacher_int8, apart))
-    steps.append(step("pruning", "openvino", models.student, apart))
-    last = step("a model for each shape", "openvino", models.student, apart)
-    last.passes.fix_shapes()
-    return [*steps, last]
+        if engine == "openvino":
+            steps.append(step("OpenVINO", "openvino", models.teacher_int8, together))
+    steps.append(step(f"{cores} streams of one thread", engine, models.teacher_int8, apart))
+    steps.append(step("pruning", engine, models.student, apart))
+    if engine == "openvino":
+        last = step("a model for each shape", engine, models.student, apart)
+        last.passes.fix_shapes()
+        steps.append(last)
+    return steps
 
 
 def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list[Contest]:
-    """The INT8 teacher and the student on OpenVINO, in Offline and SingleStream, with a model for each shape."""
+    """The INT8 teacher and the student on one engine, in Offline and SingleStream."""
+    engine = int8_engine(models)
     cores, queries = cpu.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
 
     def passes(model: Path, streams: int, threads: int, *, single: bool) -> Passes:
-        backend = open_backend("openvino", model, streams=streams, threads=threads, longest=library.longest)
+        backend = open_backend(engine, model, streams=streams, threads=threads, longest=library.longest)
         if single:
             found = single_passes(backend, library, queries)
         else:
             found = offline_passes(backend, library, chosen, tokens=TOKENS)
-        found.fix_shapes().warm_up()
+        if engine == "openvino":
+            found.fix_shapes()
+        found.warm_up()
         return found
 
     def both(streams: int, threads: int, *, single: bool) -> tuple[Passes, Passes]:

@@ -48,7 +48,7 @@ def open_backend(name: str, directory: Path, *, streams: int, threads: int, long
 
     Args:
       name: one of BACKENDS. `auto` takes `tensorrt` where an engine and a GPU are there, else the faster of the
-        CPU engines: `openvino`, or `onnxruntime` for an INT8 model on a CPU whose OpenVINO kernels would saturate.
+        CPU engines (`cpu_engine`).
       streams, threads: wanted concurrent calls, and threads of each; a backend on a device uses what fits it.
       longest: the longest window that will come, in tokens, for backends that compile or were built per shape.
 
@@ -88,6 +88,11 @@ def _fastest(directory: Path, config: BertConfig) -> str:
 
         if has_gpu():
             return "tensorrt"
+    return cpu_engine(config)
+
+
+def cpu_engine(config: BertConfig) -> str:
+    """The faster of the CPU engines: `openvino`, or `onnxruntime` where OpenVINO's INT8 kernels would saturate."""
     return "onnxruntime" if config.quantization and cpu.saturates_int8() else "openvino"
 
 
