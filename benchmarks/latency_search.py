@@ -120,20 +120,25 @@ def main() -> None:
     reductions = [float(part) for part in options.flops_reduction.split(",")]
     plans = make_plans(config, importance, table, reductions, seq=seq, group=options.ffn_group)
     measured = measure(config, plans, table, options.seconds)
-    scores = [float("nan")] * (len(plans) + 1)
+    scores: list[float] = []
     if options.data:
         scores = repaired_scores(options.model, plans, options.train_file, options.data, options.questions)
 
     whole, time = sum(map(np.sum, (*importance.heads, *importance.ffn))), table.costs(config, "--latency-table")
     rows = []
-    for (name, plan), faster, f1 in zip(plans.items(), measured, scores[1:], strict=True):
+    for (name, plan), faster in zip(plans.items(), measured, strict=True):
         shape = plan.config(config)
         fewer = count_macs(config, seq) / count_macs(shape, seq)
         predicted = time.total(config) / time.total(shape)
         cells = [f"{fewer:.2f}x", f"{predicted:.2f}x", f"{faster:.2f}x", f"{100 * plan.loss / whole:.2f} %"]
-        rows.append([name, *cells, f"{f1:.2f}" if options.data else "-"])
-    print(f"faster than the dense INT8 model on {table.about['description']}; teacher: F1 {scores[0]:.2f}\n")
-    print(text_table(["student", "MACs fewer", "predicted", "measured", "importance lost", "F1, repaired"], rows))
+        rows.append([name, *cells])
+    header = ["student", "MACs fewer", "predicted", "measured", "importance lost"]
+    print(f"faster than the dense INT8 model on {table.about['description']}")
+    if scores:
+        print(f"F1 of the teacher: {scores[0]:.2f}")
+        header.append("F1, repaired")
+        rows = [[*row, f"{f1:.2f}"] for row, f1 in zip(rows, scores[1:], strict=True)]
+    print(f"\n{text_table(header, rows)}")
 
 
 if __name__ == "__main__":

@@ -164,6 +164,8 @@ def main() -> None:
     config = BertConfig.from_json(options.model / "config.json")
     if config.quantization is None:
         raise UserError(f"--model: {options.model} is not quantized; name an INT8 model directory")
+    if cpu.saturates_int8():
+        raise UserError("OpenVINO has no exact INT8 products on this CPU; take one with VNNI or AMX")
     graph, cores = cpu_graph(options.model, config), cpu.cores()
     backend = OpenVINOBackend(graph, config, streams=cores, threads=1)
     passes = offline(backend, options.model, options.data or records.default_data(options.model), options.windows)
