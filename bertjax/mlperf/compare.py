@@ -98,7 +98,7 @@ def draw_windows(lengths: np.ndarray, *, count: int, tokens: int) -> np.ndarray:
 def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: float = 0.0) -> np.ndarray:
     """What each run took in each round, [rounds, runs]; a round does every run once, in random order.
 
-    A first round, which is not counted, warms up.
+    A first round, which is not counted, warms up. Before each run the one before has `measure.REST` to come to rest.
 
     Args:
       rounds: how many at least; further ones follow until `seconds` are over.
@@ -108,6 +108,7 @@ def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: fl
     while len(found) <= rounds or time.monotonic() - begin < seconds:
         found.append([0.0] * len(runs))
         for index in random.permutation(len(runs)):
+            time.sleep(measure.REST)
             found[-1][index] = runs[index]()
         bar.update()
     bar.close()
