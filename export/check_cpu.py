@@ -2,7 +2,9 @@
 
     python export/check_cpu.py --model runs/demo/student-int8 --require-int8
 
-Read from the compiled model (OpenVINO) and from the optimized graph (ONNX Runtime).
+Read from the compiled model (OpenVINO) and from the optimized graph (ONNX Runtime). On a CPU without VNNI or AMX
+OpenVINO's integer kernels are switched off, as they would saturate; there only ONNX Runtime is asked for them, unless
+--backend openvino is given.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ def main() -> None:
     parser.add_argument("--require-int8", action="store_true", help="fail unless every encoder dense layer is INT8")
     options = parser.parse_args()
 
+    from bertjax.mlperf import cpu
     from bertjax.mlperf.backend import CPU_ENGINES
     from bertjax.mlperf.kernels import check_engine, format_kernels, format_share
     from bertjax.runs import newest_student
@@ -32,7 +35,8 @@ def main() -> None:
         print(f"{description}\n  encoder dense layers on integer kernels: {format_share(kernels)}")
         print(f"  kernels: {format_kernels(kernels)}")
         others = [entry.name for entry in kernels if not entry.integer]
-        if others:
+        switched_off = name == "openvino" and cpu.saturates_int8()
+        if others and not (switched_off and options.backend == "both"):
             failed.append(f"{len(others)} on {name} ({', '.join(others)})")
     if options.require_int8 and failed:
         raise WorkFailed(f"encoder dense layers not on integer kernels: {'; '.join(failed)}")

@@ -76,7 +76,7 @@ def test_tf2onnx_refuses_a_flavour_that_it_cannot_write(tmp_path: Path, flavour:
 @pytest.mark.parametrize(("quantized", "code", "share"), [(True, 0, "12 of 12"), (False, 1, "0 of 12")])
 def test_check_cpu_tells_and_demands_integer_kernels(tmp_path: Path, quantized: bool, code: int, share: str) -> None:
     write_random_model(tmp_path / "model", tiny_config(quantized=quantized), seed=0)
-    done = run(tmp_path, "check_cpu.py", "--model", "model", "--backend", "onnxruntime", "--require-int8")
+    done = run(tmp_path, "check_cpu.py", "--model", "model", "--require-int8")
     assert done.returncode == code, done.stderr
     assert f"encoder dense layers on integer kernels: {share}" in done.stdout
     assert ("layer1/ffn/out" in done.stderr) == (not quantized)
