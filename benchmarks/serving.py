@@ -161,9 +161,7 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list
             found = single_passes(backend, library, queries)
         else:
             found = offline_passes(backend, library, chosen, tokens=TOKENS)
-        if engine == "openvino":
-            found.fix_shapes()
-        found.warm_up()
+        found.fix_shapes().warm_up()
         return found
 
     def both(streams: int, threads: int, *, single: bool) -> tuple[Passes, Passes]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from bertjax.errors import WorkFailed
+from bertjax.mlperf import cpu
 from tests.models import tiny_config, write_random_model
 
 ROOT = Path(__file__).parent.parent
@@ -80,6 +83,18 @@ def test_check_cpu_tells_and_demands_integer_kernels(tmp_path: Path, quantized: 
     assert done.returncode == code, done.stderr
     assert f"encoder dense layers on integer kernels: {share}" in done.stdout
     assert ("layer1/ffn/out" in done.stderr) == (not quantized)
+
+
+def test_check_cpu_demands_no_integer_kernels_where_they_are_switched_off(tmp_path: Path, monkeypatch) -> None:
+    write_random_model(tmp_path / "model", tiny_config(), seed=0)
+    monkeypatch.setattr(cpu, "saturates_int8", lambda: True)
+    main = runpy.run_path(str(ROOT / "export" / "check_cpu.py"))["main"]
+    arguments = ["check_cpu.py", "--model", str(tmp_path / "model"), "--require-int8"]
+    monkeypatch.setattr(sys, "argv", arguments)
+    main()
+    monkeypatch.setattr(sys, "argv", [*arguments, "--backend", "openvino"])
+    with pytest.raises(WorkFailed, match="12 on openvino"):
+        main()
 
 
 @needs_rtx

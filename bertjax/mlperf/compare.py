@@ -15,6 +15,7 @@ from bertjax.data.batching import BatchPlan, padded_lengths, plan_inference
 from bertjax.data.features import WindowSettings
 from bertjax.mlperf import cpu, measure
 from bertjax.mlperf.backend import Backend, open_backend
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.queues import LENGTH_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary, open_library
 
@@ -48,10 +49,11 @@ class Passes:
         return (time.process_time() - begin) / self.backend.streams
 
     def fix_shapes(self) -> Passes:
-        """Give every shape of the batches a compiled OpenVINO model on every stream; returns itself."""
-        for plan in self.plans:
-            for stream in range(self.backend.streams):
-                self.backend.fix((len(plan.rows), plan.length), stream)
+        """On OpenVINO, give every shape of the batches a compiled model on every stream; returns itself."""
+        if isinstance(self.backend, OpenVINOBackend):
+            for plan in self.plans:
+                for stream in range(self.backend.streams):
+                    self.backend.fix((len(plan.rows), plan.length), stream)
         return self
 
     def warm_up(self) -> None:

@@ -24,8 +24,8 @@ from bertjax.records import machine
 
 FIXED_BYTES, FIXED_SHARE = 8e9, 0.25  # of memory for models of one shape each, and as a share of the machine's
 ROUNDS = 3  # in which contenders are measured in turn
-# Seconds between two of them. After a batch ONNX Runtime's idle threads spin on, for 60 ms on a Zen 3 core, and a
-# contender that comes at once has that much less of the processor: two threads then took three times as long.
+# Seconds between two backends. After a batch ONNX Runtime's idle threads spin on, for 60 ms on a Zen 3 core, and a
+# backend that comes at once has that much less of the processor: two threads then took three times as long.
 REST = 0.1
 COST_LENGTHS = 4  # lengths at which batches are timed for `batch_cost`, each with few and with many rows
 
@@ -58,10 +58,11 @@ def token_rates(contenders: Sequence[tuple[Backend, int]], library: SampleLibrar
     """
     with concurrent.futures.ThreadPoolExecutor(max(backend.streams for backend, _ in contenders)) as pool:
         plans = [_warm_plans(pool, backend, library, tokens, seconds) for backend, tokens in contenders]
+        rest = REST if len({id(backend) for backend, _ in contenders}) > 1 else 0.0
         rates: list[list[float]] = [[] for _ in contenders]
         for _ in tqdm.trange(ROUNDS, desc="streams and batches", leave=False, disable=None):
             for (backend, _), own, found in zip(contenders, plans, rates, strict=True):
-                time.sleep(REST)
+                time.sleep(rest)
                 found.append(_run_for(pool, backend, library, own, seconds / ROUNDS).tokens_per_second)
     return [statistics.median(found) for found in rates]
 
