@@ -156,12 +156,13 @@ class SelfAttention(nnx.Module):
 
     def __init__(self, config: BertConfig, heads: int, *, rngs: nnx.Rngs):
         width, quantized = heads * config.head_size, config.quantization is not None
-        make = lambda: Dense(config.hidden_size, width, rngs=rngs, quantized=quantized, own_input=False)  # noqa: E731
-        self.query, self.key, self.value = make(), make(), make()
+        self.query, self.key, self.value = (
+            Dense(config.hidden_size, width, rngs=rngs, quantized=quantized, own_input=False) for _ in range(3)
+        )
         self.input_scale = Scale(jnp.ones(())) if quantized else None
-        products = quantized and config.quantization.attention
+        quantized_products = quantized and config.quantization.attention
         self.query_scale, self.key_scale, self.value_scale, self.weights_scale = (
-            Scale(jnp.ones(())) if products else None for _ in range(4)
+            Scale(jnp.ones(())) if quantized_products else None for _ in range(4)
         )
         self.heads, self.head_size, self.dropout = heads, config.head_size, config.attention_dropout
 
