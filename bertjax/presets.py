@@ -53,8 +53,7 @@ def minilm() -> RunSettings:
     Command: `python train/distill.py --preset minilm --encoder DIR --train-file train.json.gz --val-file val.json.gz
     --eval-file dev-v1.1.json.gz`; without the files the public SQuAD v1.1 is fetched, without the folder the encoder.
     Expected time: two and a half hours on two Zen 5 cores with --dtype bfloat16, and 25 GB of disk.
-    Expected result: with the files named in docs/results.md teacher F1 80.0 and INT8 student 80.8, as two commands with
-    these settings gave; as one command it was run with --train-questions 8000 (67.8 and 68.1).
+    Expected result: with the files named in docs/results.md teacher F1 80.3 and INT8 student 81.1 (--seed 1).
     """
     return RunSettings(
         output="runs/minilm",
