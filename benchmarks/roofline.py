@@ -35,7 +35,7 @@ from bertjax.mlperf.backend import cpu_graph, require
 from bertjax.mlperf.compare import Passes, draw_windows, interleaved, offline_passes, steady_medians
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.samples import open_library
-from bertjax.onnx.dense import dense, fake_quantize
+from bertjax.onnx.dense import dense, fake_quantize, with_signed_activations
 from bertjax.onnx.emit import IR_VERSION, OPSET
 from bertjax.onnx.graph import CPU, Graph
 from bertjax.tensors import DenseSite
@@ -87,7 +87,7 @@ def stack_graph(wide: int, narrow: int) -> bytes:
     ]
     made = graph.finish(ends[:1], ends[1:])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return model.SerializeToString()
+    return with_signed_activations(model.SerializeToString())
 
 
 def open_stacks(config: BertConfig, settings: dict[str, Any]) -> list[Stack]:
@@ -148,7 +148,7 @@ def tables(best: Stack, roof: float, achieved: float, shares: dict[tuple[str, st
 
 def is_dense(step: tuple[str, str]) -> bool:
     kind, kernel = step
-    return kind == "FullyConnected" and OpenVINOBackend.integer_kernels.fullmatch(kernel) is not None
+    return kind in OpenVINOBackend.dense_steps and OpenVINOBackend.integer_kernels.fullmatch(kernel) is not None
 
 
 def main() -> None:

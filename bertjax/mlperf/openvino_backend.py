@@ -14,11 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from bertjax.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu
 from bertjax.mlperf.backend import Logits, require
+from bertjax.onnx.dense import with_signed_activations
+
+
+def as_served(graph: Path, config: BertConfig) -> bytes:
+    """The ONNX file as OpenVINO is to have it: INT8 activations are signed.
+
+    Kernels of unsigned ones have to take the zero point out again after every product, and OpenVINO's fused attention
+    does not take them at all: `docs/cpu.md` has what that costs. ONNX Runtime's fast kernels want them unsigned.
+    """
+    content = graph.read_bytes()
+    return with_signed_activations(content) if config.quantization else content
 
 
 class _OneShape:
@@ -44,8 +56,10 @@ class OpenVINOBackend:
 
     name = "openvino"
     batch_tokens = 1024
-    # "undef" is a kernel not chosen yet, "ref" one that multiplies in plain loops.
-    integer_kernels = re.compile(r"(?!undef|ref).*_I8")
+    # "undef" is a kernel not chosen yet, "ref" one that multiplies in plain loops; I8 has unsigned inputs, i8 signed.
+    integer_kernels = re.compile(r"(?!undef|ref).*_[Ii]8")
+    # The types of steps that dense layers become, the second with signed integers as input.
+    dense_steps = ("FullyConnected", "FullyConnectedQuantizedLegacy")
 
     def __init__(
         self,
@@ -87,19 +101,21 @@ class OpenVINOBackend:
         settings = arithmetic | {"NUM_STREAMS": streams, "INFERENCE_NUM_THREADS": streams * threads}
         if profile:
             settings["PERF_COUNT"] = True
-        folder = None if profile else _cache_folder(graph, _cache_key(graph, core, openvino.__version__, arithmetic))
-        if folder is not None:
-            settings["CACHE_DIR"] = str(folder)
         try:
-            compiled = core.compile_model(str(graph), "CPU", settings)
-        except RuntimeError as error:
+            content = as_served(graph, config)
+            key = _cache_key(content, core, openvino.__version__, arithmetic)
+            folder = None if profile else _cache_folder(graph, key)
+            if folder is not None:
+                settings["CACHE_DIR"] = str(folder)
+            compiled = core.compile_model(core.read_model(content), "CPU", settings)
+        except (RuntimeError, DecodeError) as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
         # A model of one shape is one stream's own: where a model has two streams, each change from one model to another
         # takes longer, a fifth of the rate on two cores. Pinned, the only stream of each would be on the same core. No
         # cache: it would fill the disk.
         one_stream = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
         self._fixed_settings = settings | one_stream | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
-        self._core, self._graph, self._compiled, self.streams = core, graph, compiled, streams
+        self._core, self._graph, self._config, self._compiled, self.streams = core, graph, config, compiled, streams
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # streams
         for stream in range(streams):
@@ -140,7 +156,7 @@ class OpenVINOBackend:
             return
         with self._reading:
             if self._model is None:
-                self._model = self._core.read_model(str(self._graph))
+                self._model = self._core.read_model(as_served(self._graph, self._config))
         model = self._model.clone()  # shares the weights
         model.reshape({name: list(shape) for name in INPUTS})
         compiled = self._core.compile_model(model, "CPU", self._fixed_settings)
@@ -158,22 +174,17 @@ class OpenVINOBackend:
         kernels = {}
         for step in self._compiled.get_runtime_model().get_ops():
             about = step.get_rt_info()
-            if about["layerType"].value in ("FullyConnected", "MatMul"):
+            if about["layerType"].value in (*self.dense_steps, "MatMul"):
                 for node in about["originalLayersNames"].value.split(","):
                     kernels[node] = about["primitiveType"].value
         return kernels
 
 
-def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, str]) -> str:
-    """What a compiled model hangs on.
-
-    OpenVINO's own key knows a file by its path, size and time of change in seconds, and leaves out
-    LP_TRANSFORMS_MODE: it would serve old weights, or INT8 kernels where they are switched off.
-    """
-    with graph.open("rb") as file:
-        content = hashlib.file_digest(file, "sha256").hexdigest()
+def _cache_key(content: bytes, core: Any, version: str, arithmetic: dict[str, str]) -> str:
+    """What a compiled model hangs on. OpenVINO's own key leaves out LP_TRANSFORMS_MODE."""
     machine = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    return hashlib.sha256(json.dumps([content, version, arithmetic, machine]).encode()).hexdigest()[:16]
+    known = [hashlib.sha256(content).hexdigest(), version, arithmetic, machine]
+    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
 
 
 def _cache_folder(graph: Path, key: str) -> Path | None:

@@ -33,6 +33,9 @@ TRT = Flavour(name="trt", body=np.float16, zero_point=np.int8(0), for_openvino=F
 FLAVOURS: dict[FlavourName, Flavour] = {"cpu": CPU, "trt": TRT}
 
 
+ZERO_POINT = "constant/zero_point"  # the initialiser that every quantized activation shares
+
+
 def onnx_dtype(dtype: Any) -> int:
     """The ONNX element type of a NumPy dtype."""
     return helper.np_dtype_to_tensor_dtype(np.dtype(dtype))

@@ -14,6 +14,7 @@ from onnx import numpy_helper
 
 from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.errors import UserError
+from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, TRT, Flavour
 from tests.models import PLACEMENTS, random_tensors, tiny_config
@@ -77,6 +78,18 @@ def test_quantized_cpu_graph_is_exact_on_a_tiny_shape(placement: Quantization) -
             break
     assert reference.margin > 2e-4
     np.testing.assert_allclose(run_onnx(emit(config, reference.tensors, CPU), inputs), wanted, atol=2e-5)
+
+
+def test_signed_activations_name_the_same_grid() -> None:
+    config = tiny_config()
+    content = emit(config, random_tensors(config, seed=0), CPU).SerializeToString()
+    signed = onnx.load_from_string(with_signed_activations(content))
+    onnx.checker.check_model(signed, full_check=True)
+    (zero_point,) = {node.input[2] for node in signed.graph.node if node.op_type == "QuantizeLinear"}
+    (value,) = (numpy_helper.to_array(each) for each in signed.graph.initializer if each.name == zero_point)
+    assert value.dtype == np.int8 and value == 0
+    inputs = make_batch(config, 2, 9)
+    np.testing.assert_allclose(run_onnx(signed, inputs), run_onnx(onnx.load_from_string(content), inputs), atol=1e-6)
 
 
 TOKENS = 128

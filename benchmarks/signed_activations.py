@@ -1,0 +1,106 @@
+"""What INT8 activations around 0 give OpenVINO against the same grid as unsigned ones around 128.
+
+    python benchmarks/signed_activations.py --model runs/minilm/teacher --model runs/minilm/student-int8
+
+Every model's shape, with random weights, is quantized in its dense layers alone and in its attention products too. Each
+graph is written once as usual, which `OpenVINOBackend` turns to signed, and once with a zero point that it does not
+know, which stays unsigned. All run on one core, in turn, by processor time. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the
+environment shows a CPU with AMX as one that has VNNI and BF16 only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from bertjax import programs
+from bertjax.config import BertConfig, Quantization
+from bertjax.mlperf.compare import interleaved, steady_medians
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
+from bertjax.mlperf.shapes import random_tensors
+from bertjax.onnx.emit import emit
+from bertjax.onnx.graph import CPU, ZERO_POINT
+from bertjax.tables import text_table
+
+PLACEMENTS: dict[str, tuple[str, ...]] = {"dense": (), "dense + attention": ("attention",)}
+FORMS = ("unsigned", "signed")
+
+
+def with_unknown_zero_point(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """The same graph with its zero point under another name, in place."""
+    for tensor in graph.graph.initializer:
+        tensor.name = "unknown" if tensor.name == ZERO_POINT else tensor.name
+    for node in graph.graph.node:
+        node.input[:] = ["unknown" if name == ZERO_POINT else name for name in node.input]
+    return graph
+
+
+def open_form(config: BertConfig, form: str, shape: tuple[int, int]) -> OpenVINOBackend:
+    """A compiled model of one batch shape, on one core."""
+    graph = emit(config, random_tensors(config), CPU)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.onnx"
+        onnx.save(graph if form == "signed" else with_unknown_zero_point(graph), str(path))
+        backend = OpenVINOBackend(path, config, streams=1, threads=1)
+        backend.fix(shape, 0)
+    return backend
+
+
+def timed(backend: OpenVINOBackend, shape: tuple[int, int]) -> Callable[[], float]:
+    """Processor time of a batch of full windows."""
+    ones = np.ones(shape, np.int64)
+
+    def run() -> float:
+        begin = time.process_time()
+        backend.infer(ones, ones, ones)
+        return time.process_time() - begin
+
+    return run
+
+
+def shape_of(text: str) -> tuple[int, int]:
+    """`6x168`: six windows of 168 tokens."""
+    windows, tokens = map(int, text.split("x"))
+    return windows, tokens
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, action="append", required=True, help="model directory; may be given several times")
+    add(
+        "--batch",
+        nargs="+",
+        type=shape_of,
+        default=[(6, 168), (1, 200)],
+        help="windows x tokens (default: 6x168 1x200)",
+    )
+    add("--seconds", type=float, default=30.0, help="seconds of measuring, at least (default: 30)")
+    options = parser.parse_args()
+
+    runs, names = [], []
+    for model in options.model:
+        config = BertConfig.from_json(model / "config.json")
+        for placement, also in PLACEMENTS.items():
+            quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
+            quantized = dataclasses.replace(config, quantization=quantization)
+            for shape in options.batch:
+                runs += [timed(open_form(quantized, form, shape), shape) for form in FORMS]
+                names.append([str(model), placement, "{} x {}".format(*shape)])
+    found = steady_medians(interleaved(runs, rounds=15, seconds=options.seconds)).reshape(-1, len(FORMS))
+    rows = [
+        [*name, f"{1e3 * unsigned:.2f}", f"{1e3 * signed:.2f}", f"{unsigned / signed:.2f}"]
+        for name, (unsigned, signed) in zip(names, found, strict=True)
+    ]
+    print(text_table(["model", "INT8", "batch", "unsigned, ms", "signed, ms", "faster"], rows))
+
+
+if __name__ == "__main__":
+    programs.run(main)
