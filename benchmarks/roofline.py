@@ -87,7 +87,8 @@ def stack_graph(wide: int, narrow: int) -> bytes:
     ]
     made = graph.finish(ends[:1], ends[1:])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    return with_signed_activations(model.SerializeToString())
+    content = model.SerializeToString()
+    return with_signed_activations(content) if cpu.multiplies_signed() else content
 
 
 def open_stacks(config: BertConfig, settings: dict[str, Any]) -> list[Stack]:

@@ -2,10 +2,10 @@
 
     python benchmarks/signed_activations.py --model runs/minilm/teacher --model runs/minilm/student-int8
 
-Every model's shape, with random weights, is quantized in its dense layers alone and in its attention products too. Each
-graph is written once as usual, which `OpenVINOBackend` turns to signed, and once with a zero point that it does not
-know, which stays unsigned. All run on one core, in turn, by processor time. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the
-environment shows a CPU with AMX as one that has VNNI and BF16 only.
+Every model's shape, with random weights, is quantized in its dense layers alone and in its attention products too, and
+served in both forms on one core, in turn, by processor time. `OpenVINOBackend` takes one of them, by the CPU and by
+what is quantized. ONEDNN_MAX_CPU_ISA=AVX512_CORE_BF16 in the environment shows a CPU with AMX as one that has VNNI and
+BF16 only.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from bertjax.config import BertConfig, Quantization
 from bertjax.mlperf.compare import interleaved, steady_medians
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.shapes import random_tensors
+from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, ZERO_POINT
 from bertjax.tables import text_table
@@ -33,21 +34,22 @@ PLACEMENTS: dict[str, tuple[str, ...]] = {"dense": (), "dense + attention": ("at
 FORMS = ("unsigned", "signed")
 
 
-def with_unknown_zero_point(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The same graph with its zero point under another name, in place."""
+def in_form(graph: onnx.ModelProto, form: str) -> bytes:
+    """The graph so that `OpenVINOBackend` leaves it as it is: signed, or with a zero point that it does not know."""
+    if form == "signed":
+        return with_signed_activations(graph.SerializeToString())
     for tensor in graph.graph.initializer:
         tensor.name = "unknown" if tensor.name == ZERO_POINT else tensor.name
     for node in graph.graph.node:
         node.input[:] = ["unknown" if name == ZERO_POINT else name for name in node.input]
-    return graph
+    return graph.SerializeToString()
 
 
 def open_form(config: BertConfig, form: str, shape: tuple[int, int]) -> OpenVINOBackend:
     """A compiled model of one batch shape, on one core."""
-    graph = emit(config, random_tensors(config), CPU)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        onnx.save(graph if form == "signed" else with_unknown_zero_point(graph), str(path))
+        path.write_bytes(in_form(emit(config, random_tensors(config), CPU), form))
         backend = OpenVINOBackend(path, config, streams=1, threads=1)
         backend.fix(shape, 0)
     return backend

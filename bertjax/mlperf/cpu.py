@@ -19,6 +19,12 @@ def saturates_int8() -> bool:
 
 
 @functools.cache
+def multiplies_signed() -> bool:
+    """Whether int8 x int8 products cost this CPU no more than uint8 x int8 ones do (AMX)."""
+    return "amx_int8" in _flags()
+
+
+@functools.cache
 def cores() -> int:
     """How many cores this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -24,13 +24,15 @@ from bertjax.onnx.dense import with_signed_activations
 
 
 def as_served(graph: Path, config: BertConfig) -> bytes:
-    """The ONNX file as OpenVINO is to have it: INT8 activations are signed.
+    """The ONNX file as OpenVINO is to have it: INT8 activations are signed where that is faster.
 
     Kernels of unsigned ones have to take the zero point out again after every product, and OpenVINO's fused attention
-    does not take them at all: `docs/cpu.md` has what that costs. ONNX Runtime's fast kernels want them unsigned.
+    does not take them at all. Signed ones want one more step before every product on a CPU that has VNNI alone.
+    `docs/cpu.md` has what that comes to. ONNX Runtime's fast kernels always want them unsigned.
     """
     content = graph.read_bytes()
-    return with_signed_activations(content) if config.quantization else content
+    signed = config.quantization is not None and (config.quantization.attention or cpu.multiplies_signed())
+    return with_signed_activations(content) if signed else content
 
 
 class _OneShape:

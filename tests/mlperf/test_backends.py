@@ -84,6 +84,20 @@ def test_saturating_inputs_stay_exact(tmp_path):
         assert error < 0.01, f"{engine.name}: {error}"
 
 
+@pytest.mark.parametrize("signed", [False, True])
+def test_openvino_multiplies_both_forms_of_the_grid(run_dir, inputs, monkeypatch, signed):
+    config = backend.BertConfig.from_json(run_dir / "student-int8" / "config.json")
+    graph = backend.cpu_graph(run_dir / "student-int8", config)
+    monkeypatch.setattr(cpu, "multiplies_signed", lambda: signed)
+    opened = OpenVINOBackend(graph, config, streams=1, threads=1, bf16=False)
+    wanted = valid(
+        open_backend("onnxruntime", run_dir / "student-int8", streams=1, threads=1, longest=128).infer(*inputs)
+    )
+    assert np.linalg.norm(valid(opened.infer(*inputs)) - wanted) < 0.01 * np.linalg.norm(wanted)
+    forms = {kernel[-2:] for kernel in opened.node_kernels().values() if opened.integer_kernels.fullmatch(kernel)}
+    assert forms == (set() if cpu.saturates_int8() else {"i8" if signed else "I8"})
+
+
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_every_dense_layer_runs_on_an_integer_kernel(run_dir, plain_model, name):
     kernels, description = check_engine(run_dir / "student-int8", name)
