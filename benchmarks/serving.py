@@ -82,9 +82,10 @@ class Contest:
 
 
 def run_models(run: Path, folder: Path) -> Models:
-    """Those of a run; the INT8 teacher is written to `folder`."""
+    """Those of a run; the teacher with what the student has in INT8 is written to `folder`."""
     config, arrays = modeldir.load_question_answering(run / "teacher")
-    config = dataclasses.replace(config, quantization=UNCALIBRATED)
+    student = BertConfig.from_json(run / "student-int8" / "config.json")
+    config = dataclasses.replace(config, quantization=student.quantization)
     arrays = arrays | usual_scales(config, arrays)
     modeldir.save(folder / "teacher-int8", config, arrays, tokenizer_from=run / "teacher")
     return Models(teacher=run / "teacher", teacher_int8=folder / "teacher-int8", student=run / "student-int8")
