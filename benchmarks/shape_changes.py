@@ -29,7 +29,7 @@ from bertjax.errors import UserError
 from bertjax.mlperf import cpu, measure, records
 from bertjax.mlperf.backend import cpu_graph, require
 from bertjax.mlperf.compare import interleaved
-from bertjax.mlperf.openvino_backend import as_served
+from bertjax.mlperf.openvino_backend import read_served
 from bertjax.mlperf.packing import BATCH_ROWS
 from bertjax.mlperf.queues import SERVER_MULTIPLE
 from bertjax.mlperf.samples import open_library
@@ -40,10 +40,11 @@ LONG_RUN = 30  # batches of one shape, where shapes do not come at random
 Pick = Callable[[int, tuple[int, int]], Any]  # the request for a core's batch of a shape
 
 
-def open_ways(content: bytes, shapes: list[tuple[int, int]], cores: int) -> dict[str, Pick]:
-    """The three ways to hold an ONNX file; each is a function from core and shape to the request that runs it."""
+def open_ways(directory: Path, shapes: list[tuple[int, int]], cores: int) -> dict[str, Pick]:
+    """The three ways to hold a model; each is a function from core and shape to the request that runs it."""
     core = require("openvino", "openvino", "pip install openvino").Core()
-    model = core.read_model(content)
+    config = BertConfig.from_json(directory / "config.json")
+    model = read_served(core, cpu_graph(directory, config), config)
 
     def requests(shape: tuple[int, int] | None, streams: int) -> list[Any]:
         one = model.clone()
@@ -101,7 +102,7 @@ def main() -> None:
     plans = measure.shapes_to_come(library, rows=BATCH_ROWS, tokens=TOKENS, multiple=SERVER_MULTIPLE)
     feeds = _feeds(library.gather, {plan.length: plan for plan in plans}, options.shapes)
     cores = cpu.cores()
-    ways = open_ways(as_served(cpu_graph(options.model, config), config), list(feeds), cores)
+    ways = open_ways(options.model, list(feeds), cores)
     rows = [(name, mixed) for mixed in (False, True) for name in ways]
     for shape, feed in feeds.items():  # one thread alone first: see OpenVINOBackend on `to_dtype`
         for stream in range(cores):

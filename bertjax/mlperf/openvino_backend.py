@@ -9,6 +9,7 @@ import queue
 import re
 import shutil
 import sys
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -23,16 +24,28 @@ from bertjax.mlperf.backend import Logits, require
 from bertjax.onnx.dense import with_signed_activations
 
 
-def as_served(graph: Path, config: BertConfig) -> bytes:
-    """The ONNX file as OpenVINO is to have it: INT8 activations are signed where that is faster.
+def takes_signed(config: BertConfig) -> bool:
+    """Whether a model's INT8 activations are turned to signed ones for OpenVINO here, because that is faster.
 
     Kernels of unsigned ones have to take the zero point out again after every product, and OpenVINO's fused attention
     does not take them at all. Signed ones want one more step before every product on a CPU that has VNNI alone.
     `docs/cpu.md` has what that comes to. ONNX Runtime's fast kernels always want them unsigned.
     """
-    content = graph.read_bytes()
-    signed = config.quantization is not None and (config.quantization.attention or cpu.multiplies_signed())
-    return with_signed_activations(content) if signed else content
+    return config.quantization is not None and (config.quantization.attention or cpu.multiplies_signed())
+
+
+def read_served(core: Any, graph: Path, config: BertConfig) -> Any:
+    """The ONNX file as OpenVINO is to have it.
+
+    From a file also where it is changed: of a graph that comes as bytes OpenVINO drops the inputs that nothing reads,
+    as `attention_mask` of a model without attention.
+    """
+    if not takes_signed(config):
+        return core.read_model(str(graph))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / graph.name
+        path.write_bytes(with_signed_activations(graph.read_bytes()))
+        return core.read_model(str(path))
 
 
 class _OneShape:
@@ -104,12 +117,11 @@ class OpenVINOBackend:
         if profile:
             settings["PERF_COUNT"] = True
         try:
-            content = as_served(graph, config)
-            key = _cache_key(content, core, openvino.__version__, arithmetic)
+            key = _cache_key(graph, core, openvino.__version__, arithmetic | {"signed": takes_signed(config)})
             folder = None if profile else _cache_folder(graph, key)
             if folder is not None:
                 settings["CACHE_DIR"] = str(folder)
-            compiled = core.compile_model(core.read_model(content), "CPU", settings)
+            compiled = core.compile_model(read_served(core, graph, config), "CPU", settings)
         except (RuntimeError, DecodeError) as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
         # A model of one shape is one stream's own: where a model has two streams, each change from one model to another
@@ -158,7 +170,7 @@ class OpenVINOBackend:
             return
         with self._reading:
             if self._model is None:
-                self._model = self._core.read_model(as_served(self._graph, self._config))
+                self._model = read_served(self._core, self._graph, self._config)
         model = self._model.clone()  # shares the weights
         model.reshape({name: list(shape) for name in INPUTS})
         compiled = self._core.compile_model(model, "CPU", self._fixed_settings)
@@ -182,11 +194,12 @@ class OpenVINOBackend:
         return kernels
 
 
-def _cache_key(content: bytes, core: Any, version: str, arithmetic: dict[str, str]) -> str:
-    """What a compiled model hangs on. OpenVINO's own key leaves out LP_TRANSFORMS_MODE."""
+def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, Any]) -> str:
+    """What a compiled model hangs on; OpenVINO's own key leaves out LP_TRANSFORMS_MODE."""
+    with graph.open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
     machine = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    known = [hashlib.sha256(content).hexdigest(), version, arithmetic, machine]
-    return hashlib.sha256(json.dumps(known).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps([content, version, arithmetic, machine]).encode()).hexdigest()[:16]
 
 
 def _cache_folder(graph: Path, key: str) -> Path | None:

@@ -98,6 +98,15 @@ def test_openvino_multiplies_both_forms_of_the_grid(run_dir, inputs, monkeypatch
     assert forms == (set() if cpu.saturates_int8() else {"i8" if signed else "I8"})
 
 
+def test_signed_activations_keep_an_input_that_nothing_reads(tmp_path, inputs, monkeypatch):
+    config = tiny_config(((0, 64), (0, 32)))
+    write_random_model(tmp_path / "student", config, seed=0)
+    monkeypatch.setattr(cpu, "multiplies_signed", lambda: True)
+    opened = OpenVINOBackend(backend.cpu_graph(tmp_path / "student", config), config, streams=1, threads=1)
+    opened.fix(inputs[0].shape, 0)
+    assert np.isfinite(opened.infer(*inputs)).all()
+
+
 @pytest.mark.parametrize("name", CPU_ENGINES)
 def test_every_dense_layer_runs_on_an_integer_kernel(run_dir, plain_model, name):
     kernels, description = check_engine(run_dir / "student-int8", name)
