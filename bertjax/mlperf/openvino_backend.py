@@ -121,7 +121,9 @@ class OpenVINOBackend:
             folder = None if profile else _cache_folder(graph, key)
             if folder is not None:
                 settings["CACHE_DIR"] = str(folder)
-            compiled = core.compile_model(read_served(core, graph, config), "CPU", settings)
+            # A file as it is comes from the cache without being read.
+            changed = read_served(core, graph, config) if takes_signed(config) else None
+            compiled = core.compile_model(str(graph) if changed is None else changed, "CPU", settings)
         except (RuntimeError, DecodeError) as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
         # A model of one shape is one stream's own: where a model has two streams, each change from one model to another
@@ -129,14 +131,14 @@ class OpenVINOBackend:
         # cache: it would fill the disk.
         one_stream = {"NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": threads}
         self._fixed_settings = settings | one_stream | {"CACHE_DIR": "", "ENABLE_CPU_PINNING": False}
-        self._core, self._graph, self._config, self._compiled, self.streams = core, graph, config, compiled, streams
+        self._core, self._graph, self._compiled, self.streams = core, graph, compiled, streams
         self._requests = [compiled.create_infer_request() for _ in range(streams)]
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # streams
         for stream in range(streams):
             self._free.put(stream)
         self._fixed: dict[tuple[int, ...], _OneShape] = {}  # by (stream, batch, seq)
         self._last: Any = None  # the request that ended last
-        self._model: Any = None  # as read, once a shape is fixed
+        self._model: Any = changed  # or as read, once a shape is fixed
         self._reading = threading.Lock()
         numbers = "INT8 grid in FP32" if in_float else "INT8" if config.quantization else "" if bf16 else "FP32"
         numbers = " + ".join(filter(None, (numbers, "BF16" if bf16 else "")))
@@ -170,7 +172,7 @@ class OpenVINOBackend:
             return
         with self._reading:
             if self._model is None:
-                self._model = read_served(self._core, self._graph, self._config)
+                self._model = self._core.read_model(str(self._graph))
         model = self._model.clone()  # shares the weights
         model.reshape({name: list(shape) for name in INPUTS})
         compiled = self._core.compile_model(model, "CPU", self._fixed_settings)
@@ -195,7 +197,11 @@ class OpenVINOBackend:
 
 
 def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, Any]) -> str:
-    """What a compiled model hangs on; OpenVINO's own key leaves out LP_TRANSFORMS_MODE."""
+    """What a compiled model hangs on.
+
+    OpenVINO's own key knows a file by its path, size and time of change in seconds, and leaves out
+    LP_TRANSFORMS_MODE: it would serve old weights, or INT8 kernels where they are switched off.
+    """
     with graph.open("rb") as file:
         content = hashlib.file_digest(file, "sha256").hexdigest()
     machine = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]

@@ -32,7 +32,6 @@ CPU = Flavour(name="cpu", body=np.float32, zero_point=np.uint8(128), for_openvin
 TRT = Flavour(name="trt", body=np.float16, zero_point=np.int8(0), for_openvino=False)
 FLAVOURS: dict[FlavourName, Flavour] = {"cpu": CPU, "trt": TRT}
 
-
 ZERO_POINT = "constant/zero_point"  # the initialiser that every quantized activation shares
 
 
