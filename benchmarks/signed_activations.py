@@ -11,10 +11,9 @@ BF16 only.
 from __future__ import annotations
 
 import argparse
+import concurrent.futures
 import dataclasses
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +23,7 @@ from bertjax import programs
 from bertjax.config import BertConfig, Quantization
 from bertjax.mlperf.compare import interleaved, steady_medians
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.shapes import random_tensors
+from bertjax.mlperf.shapes import Load, random_tensors, timer
 from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, ZERO_POINT
@@ -55,18 +54,6 @@ def open_form(config: BertConfig, form: str, shape: tuple[int, int]) -> OpenVINO
     return backend
 
 
-def timed(backend: OpenVINOBackend, shape: tuple[int, int]) -> Callable[[], float]:
-    """Processor time of a batch of full windows."""
-    ones = np.ones(shape, np.int64)
-
-    def run() -> float:
-        begin = time.process_time()
-        backend.infer(ones, ones, ones)
-        return time.process_time() - begin
-
-    return run
-
-
 def shape_of(text: str) -> tuple[int, int]:
     """`6x168`: six windows of 168 tokens."""
     windows, tokens = map(int, text.split("x"))
@@ -87,14 +74,15 @@ def main() -> None:
     add("--seconds", type=float, default=30.0, help="seconds of measuring, at least (default: 30)")
     options = parser.parse_args()
 
-    runs, names = [], []
+    runs, names, pool = [], [], concurrent.futures.ThreadPoolExecutor(1)
     for model in options.model:
         config = BertConfig.from_json(model / "config.json")
         for placement, also in PLACEMENTS.items():
             quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
             quantized = dataclasses.replace(config, quantization=quantization)
             for shape in options.batch:
-                runs += [timed(open_form(quantized, form, shape), shape) for form in FORMS]
+                load, feed = Load(batch=shape[0], seq=shape[1], streams=1, threads=1), (np.ones(shape, np.int64),) * 3
+                runs += [timer(pool, load, open_form(quantized, form, shape), feed) for form in FORMS]
                 names.append([str(model), placement, "{} x {}".format(*shape)])
     found = steady_medians(interleaved(runs, rounds=15, seconds=options.seconds)).reshape(-1, len(FORMS))
     rows = [

@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
     add("--streams", type=int, help="batches at once (default: one per core, as in Offline; SingleStream has 1)")
     add("--threads", type=int, help="threads of each stream (default: the cores, shared out)")
     add("--ffn-group", type=int, default=32, help="FFN widths are multiples of this (default: 32)")
-    add("--widths", type=int, default=16, help="FFN widths to time, the others are interpolated (default: 16)")
+    add("--widths", type=int, default=48, help="FFN widths to time, the others are interpolated (default: 48)")
     add("--rounds", type=int, default=15, help="interleaved rounds, at least (default: 15)")
     add("--seconds", type=float, default=30.0, help="seconds of measuring, at least (default: 30)")
     add("--quantize-also", nargs="*", default=[], choices=("attention", "residual"), help="as in train/distill.py")

@@ -17,7 +17,7 @@ from bertjax.mlperf import cpu
 from bertjax.mlperf.backend import Backend
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.packing import BATCH_ROWS, BatchCost, fit_cost
-from bertjax.mlperf.queues import LENGTH_MULTIPLE
+from bertjax.mlperf.queues import LENGTH_MULTIPLE, SINGLE_MULTIPLE
 from bertjax.mlperf.samples import SampleLibrary
 from bertjax.mlperf.timeline import resident_bytes
 from bertjax.records import machine
@@ -103,14 +103,19 @@ def _run_for(
     )
 
 
+def single_multiple(backend: Backend) -> int:
+    """What SingleStream pads windows to."""
+    return SINGLE_MULTIPLE if isinstance(backend, OpenVINOBackend) else LENGTH_MULTIPLE
+
+
 def latency_ns(backend: Backend, library: SampleLibrary, *, seconds: float) -> int:
     """Mean nanoseconds of one sample at a time, of random lengths; at least two samples, the first unmeasured."""
-    longest, random = library.longest, np.random.default_rng(0)
+    longest, multiple, random = library.longest, single_multiple(backend), np.random.default_rng(0)
     begin, times = time.perf_counter(), []
     while len(times) < 2 or time.perf_counter() - begin < seconds:
         before = time.perf_counter_ns()
         index = int(random.integers(len(library.lengths)))
-        length = padded_length(int(library.lengths[index]), LENGTH_MULTIPLE, longest)
+        length = padded_length(int(library.lengths[index]), multiple, longest)
         backend.infer(*library.gather(np.array([index]), length))
         times.append(time.perf_counter_ns() - before)
     return int(np.mean(times[1:]))

@@ -19,6 +19,9 @@ LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
 # In Server, where batches take any number of rows: half as many shapes, each of which OpenVINO compiles a model for,
 # for about 1 % of the rate.
 SERVER_MULTIPLE = 16
+# In SingleStream where each length has a compiled model of its own, whose kernels, weights and buffers have left the
+# caches when its turn comes again: few lengths are worth some padding (benchmarks/padding.py).
+SINGLE_MULTIPLE = 32
 CANDIDATES = 48  # waiting samples that DynamicQueue looks at; more would not make batches cheaper by 1 %
 PLAN_AHEAD = 0.002  # seconds of work that is planned at once; planning takes about 0.1 ms
 

@@ -28,13 +28,8 @@ from bertjax.mlperf.timeline import Timeline, resident_bytes
 from bertjax.mlperf.userconf import read_audit_conf, read_user_conf
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
-# Rows of the shapes that may come (None: full batches), and what their lengths are padded to. Each is compiled for
-# itself as far as time and memory go.
-SHAPES = {
-    "Offline": (None, LENGTH_MULTIPLE),
-    "SingleStream": ((1,), LENGTH_MULTIPLE),
-    "Server": (BATCH_ROWS, SERVER_MULTIPLE),
-}
+# Rows of the shapes that may come (None: full batches). Each is compiled for itself as far as time and memory go.
+ROWS = {"Offline": None, "SingleStream": (1,), "Server": BATCH_ROWS}
 WARM = ("SingleStream", "Server")  # every shape is met before a run
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
@@ -77,7 +72,7 @@ def _serve(settings: ServeSettings, open_with: Callable[..., Backend]) -> Result
         timeline.complete(ids)
         loadgen.complete(ids, logits, lengths)
 
-    system = System(backend, library, complete, queue)
+    system = System(backend, library, complete, queue, multiple=measure.single_multiple(backend))
     audit = read_audit_conf(settings.audit_conf, settings.scenario) if settings.audit_conf else {}
     seconds = audit.get("min_duration", test_settings.min_duration_ms) / 1000
     memory = _run(settings, seconds, system, library, timeline, test_settings)
@@ -184,6 +179,13 @@ def _with_workers(
     return open_with if settings.workers is None and settings.ray is None else open_pool
 
 
+def _length_multiple(scenario: str, backend: Backend) -> int:
+    """What lengths are padded to."""
+    if scenario == "SingleStream":
+        return measure.single_multiple(backend)
+    return SERVER_MULTIPLE if scenario == "Server" else LENGTH_MULTIPLE
+
+
 def _make_queue(
     scenario: str, backend: Backend, library: SampleLibrary, tokens: int, bound: float
 ) -> BatchQueue | None:
@@ -205,10 +207,10 @@ def _plan_load(settings: ServeSettings, backend: Backend, library: SampleLibrary
     seconds = min(MEASURE_SECONDS, (duration or SHORT_SECONDS) / 2)
     qps_wanted = qps is None and "target_qps" not in given
     latency_wanted = settings.mode != "AccuracyOnly" and "target_latency" not in given
-    if settings.mode != "AccuracyOnly" and settings.scenario in SHAPES:
+    if settings.mode != "AccuracyOnly" and settings.scenario in ROWS:
         whole = given.get("min_duration", 600_000) / 1000 if duration is None else duration
         budget = compile_seconds(whole) if settings.compile_seconds is None else settings.compile_seconds
-        rows, multiple = SHAPES[settings.scenario]
+        rows, multiple = ROWS[settings.scenario], _length_multiple(settings.scenario, backend)
         plans = measure.shapes_to_come(library, rows=rows, tokens=tokens, multiple=multiple)
         left = measure.fix_shapes(backend, library, plans, seconds=budget)
         if settings.scenario in WARM:

@@ -13,7 +13,7 @@ import numpy as np
 
 from bertjax.data.batching import padded_length
 from bertjax.mlperf.backend import Backend
-from bertjax.mlperf.queues import LENGTH_MULTIPLE, Batch, BatchQueue
+from bertjax.mlperf.queues import Batch, BatchQueue
 from bertjax.mlperf.samples import SampleLibrary
 
 # complete(ids, logits, lengths): answer samples, one a row; logits float32 [rows, length, 2].
@@ -26,9 +26,16 @@ class System:
     After a failure nothing is answered any more, so LoadGen would wait for ever: whoever runs it watches `failure`.
     """
 
-    def __init__(self, backend: Backend, library: SampleLibrary, complete: Complete, queue: BatchQueue | None):
-        """`queue` None means that samples run one by one in the thread that issues them (SingleStream)."""
+    def __init__(
+        self, backend: Backend, library: SampleLibrary, complete: Complete, queue: BatchQueue | None, *, multiple: int
+    ):
+        """`queue` None means that samples run one by one in the thread that issues them (SingleStream).
+
+        Args:
+          multiple: what the lengths of such samples are padded to; a queue pads by itself.
+        """
         self._backend, self._library, self._complete, self._queue = backend, library, complete, queue
+        self._multiple = multiple
         self.failure: Exception | None = None
         self.completed = 0  # samples answered, for a progress bar; rough while several workers count
         self._workers = [
@@ -45,7 +52,7 @@ class System:
                 self._queue.put(ids, indices)
                 return
             for sample, row in zip(ids, indices, strict=True):
-                length = padded_length(self._library.sizes[row], LENGTH_MULTIPLE, self._library.longest)
+                length = padded_length(self._library.sizes[row], self._multiple, self._library.longest)
                 self._run(Batch(ids=[sample], indices=[row], length=length))
         except Exception as error:
             self.failure = error

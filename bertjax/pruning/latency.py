@@ -26,7 +26,7 @@ PROBE_VOCABULARY = 1000  # looking up a row takes about the same however many th
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencyTable:
-    """Seconds of a batch, as measured; `attention` and `ffn` are rising in size and begin with a gone block, 0."""
+    """Seconds of a batch, as measured; `attention` and `ffn` are in order of size and begin with a gone block, 0."""
 
     about: dict[str, Any]  # backend, quantize_also, clock, batch, seq, streams, threads, versions, ...
     hidden_size: int
@@ -37,7 +37,10 @@ class LatencyTable:
     checks: tuple[dict[str, Any], ...] = ()  # whole models: heads, ffn, predicted and measured seconds
 
     def costs(self, teacher: BertConfig, name: str) -> Costs:
-        """Costs in seconds for a teacher's layers, of every width and never falling with it.
+        """Costs in seconds for a teacher's layers, of every width.
+
+        They may fall where blocks grow: an engine can take longer for 544 units than for 576. The search then keeps
+        the 576.
 
         Args:
           name: what an error calls this table.
@@ -61,12 +64,7 @@ class LatencyTable:
 
 def _every_size(points: tuple[tuple[int, float], ...], largest: int) -> np.ndarray:
     sizes, seconds = np.array(points).T
-    return np.interp(np.arange(largest + 1), sizes, rising(seconds))
-
-
-def rising(values: np.ndarray) -> np.ndarray:
-    """The non-decreasing sequence whose largest distance to `values` is least (isotonic regression in that norm)."""
-    return (np.maximum.accumulate(values) + np.minimum.accumulate(values[::-1])[::-1]) / 2
+    return np.interp(np.arange(largest + 1), sizes, seconds)
 
 
 def probe_shapes(config: BertConfig, quantization: Quantization, *, group: int, widths: int) -> list[BertConfig]:

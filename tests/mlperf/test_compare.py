@@ -1,12 +1,17 @@
+import time
+
 import numpy as np
 
 from bertjax import tensors
 from bertjax.config import BertConfig
 from bertjax.data.batching import plan_inference
+from bertjax.data.features import WindowSettings
 from bertjax.fakequant import weight_scale
+from bertjax.mlperf import compare
 from bertjax.mlperf.backend import cpu_graph
-from bertjax.mlperf.compare import draw_windows
+from bertjax.mlperf.compare import draw_windows, offline_passes
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
+from bertjax.mlperf.samples import open_library
 from bertjax.mlperf.shapes import random_tensors
 from tests.models import tiny_config
 
@@ -20,6 +25,28 @@ def test_drawn_windows_fill_batches_and_smaller_ones():
         plans = plan_inference(lengths[chosen], tokens=tokens, multiple=8, longest=200)
         full = [len(plan.rows) == tokens // plan.length for plan in plans]
         assert np.mean(full) > 0.7  # of a plain draw's batches a seventh
+
+
+def test_some_batches_run_before_those_that_are_timed(run_dir):
+    """A core that rested takes longer for a while."""
+    model = run_dir / "student-int8"
+    _, library = open_library(run_dir / "eval.json", model, WindowSettings(max_seq=128))
+    chosen = np.arange(40)
+    library.load(chosen.tolist())
+    seen: list[int] = []
+
+    class Slow:
+        name = description = "slow"
+        streams, batch_tokens = 1, 128
+
+        def infer(self, input_ids, attention_mask, token_type_ids):
+            time.sleep(0.5 if len(seen) < compare.AHEAD else 0.0)
+            seen.append(len(input_ids))
+            return input_ids, input_ids
+
+    passes = offline_passes(Slow(), library, chosen, tokens=128)
+    assert passes.seconds() < 0.5
+    assert sum(seen[compare.AHEAD :]) == len(chosen)
 
 
 def test_random_models_have_every_tensor_and_the_scales_of_their_weights():

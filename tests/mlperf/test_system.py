@@ -17,7 +17,11 @@ class Echo:
     name = description = "echo"
     streams, batch_tokens = 2, 512
 
+    def __init__(self):
+        self.lengths = set()
+
     def infer(self, input_ids, attention_mask, token_type_ids):
+        self.lengths.add(input_ids.shape[1])
         if (input_ids == self.poison).any():
             raise RuntimeError("poisoned")
         return (input_ids * attention_mask).astype(np.float32), -(token_type_ids.astype(np.float32))
@@ -54,11 +58,14 @@ def test_every_sample_gets_its_own_answer_once(dataset, library, scenario):
             assert sample not in answers
             answers[sample] = row[:length]
 
-    system = System(Echo(), library, complete, queues(library)[scenario])
+    echo = Echo()
+    system = System(echo, library, complete, queues(library)[scenario], multiple=32)
     order = np.random.default_rng(0).permutation(len(dataset.windows))
     system.issue([1000 + int(index) for index in order], order.tolist())
     system.close()
     assert len(answers) == len(dataset.windows) == system.completed
+    multiple = {"SingleStream": 32, "Server": 16, "Offline": 8}[scenario]
+    assert {length for length in echo.lengths if length % multiple} <= {library.longest}
     for index, window in enumerate(dataset.windows):
         answer = answers[1000 + index]
         np.testing.assert_array_equal(answer[:, 0], window.input_ids)
@@ -71,7 +78,7 @@ def test_every_sample_gets_its_own_answer_once(dataset, library, scenario):
 def test_a_failure_is_kept_and_not_thrown_at_loadgen(dataset, library, scenario):
     backend = Echo()
     backend.poison = int(dataset.windows[3].input_ids[1])
-    system = System(backend, library, lambda *answer: None, queues(library)[scenario])
+    system = System(backend, library, lambda *answer: None, queues(library)[scenario], multiple=8)
     system.issue(range(len(dataset.windows)), range(len(dataset.windows)))
     system.close()
     assert str(system.failure) == "poisoned"

@@ -43,10 +43,6 @@ def test_a_table_gives_back_what_blocks_take_and_fills_in_between():
     assert checked["predicted"] == pytest.approx(checked["measured"])
 
 
-def test_a_larger_block_never_costs_less():
-    np.testing.assert_array_equal(latency.rising(np.array([1.0, 4.0, 2.0, 5.0])), [1.0, 3.0, 3.0, 5.0])
-
-
 def test_a_table_is_read_as_it_was_written(tmp_path: Path):
     latency.write_table(tmp_path / "t.json", _table())
     assert latency.read_table(tmp_path / "t.json") == _table()

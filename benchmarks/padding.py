@@ -1,0 +1,99 @@
+"""What SingleStream's windows should be padded to where every length has a compiled model of its own, on OpenVINO.
+
+    python benchmarks/padding.py --model runs/minilm/teacher --model runs/minilm/student-int8
+
+Windows of the file at random, one at a time over all cores, as LoadGen sends them. The less they are padded,
+the less there is to compute, and the more compiled models there are, whose kernels, weights and buffers have left the
+caches when their turn comes again. All models and paddings run in turn in every round. Let nothing else run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import time
+from pathlib import Path
+
+import numpy as np
+import tqdm
+
+from bertjax import programs
+from bertjax.config import BertConfig
+from bertjax.data.batching import BatchPlan, padded_lengths
+from bertjax.errors import UserError
+from bertjax.mlperf import cpu, records
+from bertjax.mlperf.backend import cpu_graph
+from bertjax.mlperf.compare import Passes, interleaved
+from bertjax.mlperf.openvino_backend import OpenVINOBackend
+from bertjax.mlperf.samples import open_library
+from bertjax.tables import text_table
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Row:
+    """A model, what its windows are padded to, and the milliseconds of every window of every round."""
+
+    model: Path
+    multiple: int
+    passes: Passes
+    milliseconds: list[float] = dataclasses.field(default_factory=list)
+
+    def run(self) -> float:
+        """One pass, whose times are kept; its seconds."""
+        for plan in self.passes.first:
+            self.passes.run(plan)
+        for plan in self.passes.plans:
+            begin = time.perf_counter()
+            self.passes.run(plan)
+            self.milliseconds.append(1e3 * (time.perf_counter() - begin))
+        return sum(self.milliseconds[-len(self.passes.plans) :]) / 1e3
+
+
+def open_rows(model: Path, data: Path, multiples: list[int], windows: int) -> list[Row]:
+    """A model's rows, which share its compiled shapes."""
+    config = BertConfig.from_json(model / "config.json")
+    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=1, threads=cpu.cores())
+    dataset, library = open_library(data, model, records.window_settings(model))
+    chosen = np.random.default_rng(0).choice(len(dataset.windows), min(windows, len(dataset.windows)), replace=False)
+    library.load(chosen.tolist())
+    rows = []
+    for multiple in multiples:
+        lengths = padded_lengths(library.lengths[chosen], multiple, library.longest).tolist()
+        plans = [BatchPlan(rows=np.array([row]), length=length) for row, length in zip(chosen, lengths, strict=True)]
+        rows.append(Row(model=model, multiple=multiple, passes=Passes(backend=backend, library=library, plans=plans)))
+    for row in tqdm.tqdm(rows, desc=f"compile {model.name}", unit="row", leave=False, disable=None):
+        row.passes.fix_shapes().warm_up()
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--model", type=Path, action="append", required=True, help="model directory; may be given several times")
+    add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the first model's run)")
+    add("--multiples", type=int, nargs="+", default=[8, 16, 32, 64], help="paddings to compare (default: 8 16 32 64)")
+    add("--windows", type=int, default=128, help="windows of a pass (default 128)")
+    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
+    options = parser.parse_args()
+    if min(options.multiples) < 1:
+        raise UserError("--multiples: must be at least 1")
+
+    data, rows = options.data or records.default_data(options.model[0]), []
+    for model in options.model:
+        rows += open_rows(model, data, options.multiples, options.windows)
+    interleaved([functools.partial(Row.run, row) for row in rows], rounds=options.rounds)
+    cells = []
+    for row in rows:
+        lengths = [plan.length for plan in row.passes.plans]
+        times = np.array(row.milliseconds[len(lengths) :])  # without the first round, which warms up
+        found = [times.mean(), *np.percentile(times, [50, 90])]
+        cells.append(
+            [str(row.model), str(row.multiple), str(len(set(lengths))), f"{np.mean(lengths):.0f}"]
+            + [f"{value:.2f}" for value in found]
+        )
+    print(text_table(["model", "padded to", "lengths", "tokens", "mean, ms", "p50, ms", "p90, ms"], cells))
+
+
+if __name__ == "__main__":
+    programs.run(main)
