@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import functools
-import time
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +18,10 @@ import tqdm
 
 from bertjax import programs
 from bertjax.config import BertConfig
-from bertjax.data.batching import BatchPlan, padded_lengths
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu, records
 from bertjax.mlperf.backend import cpu_graph
-from bertjax.mlperf.compare import Passes, interleaved
+from bertjax.mlperf.compare import Passes, interleaved, single_passes
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.samples import open_library
 from bertjax.tables import text_table
@@ -32,22 +29,17 @@ from bertjax.tables import text_table
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """A model, what its windows are padded to, and the milliseconds of every window of every round."""
+    """A model, what its windows are padded to, and the seconds of every window in every round."""
 
     model: Path
     multiple: int
     passes: Passes
-    milliseconds: list[float] = dataclasses.field(default_factory=list)
+    rounds: list[np.ndarray] = dataclasses.field(default_factory=list)
 
     def run(self) -> float:
         """One pass, whose times are kept; its seconds."""
-        for plan in self.passes.first:
-            self.passes.run(plan)
-        for plan in self.passes.plans:
-            begin = time.perf_counter()
-            self.passes.run(plan)
-            self.milliseconds.append(1e3 * (time.perf_counter() - begin))
-        return sum(self.milliseconds[-len(self.passes.plans) :]) / 1e3
+        self.rounds.append(self.passes.batch_seconds())
+        return float(self.rounds[-1].sum())
 
 
 def open_rows(model: Path, data: Path, multiples: list[int], windows: int) -> list[Row]:
@@ -57,11 +49,10 @@ def open_rows(model: Path, data: Path, multiples: list[int], windows: int) -> li
     dataset, library = open_library(data, model, records.window_settings(model))
     chosen = np.random.default_rng(0).choice(len(dataset.windows), min(windows, len(dataset.windows)), replace=False)
     library.load(chosen.tolist())
-    rows = []
-    for multiple in multiples:
-        lengths = padded_lengths(library.lengths[chosen], multiple, library.longest).tolist()
-        plans = [BatchPlan(rows=np.array([row]), length=length) for row, length in zip(chosen, lengths, strict=True)]
-        rows.append(Row(model=model, multiple=multiple, passes=Passes(backend=backend, library=library, plans=plans)))
+    rows = [
+        Row(model=model, multiple=multiple, passes=single_passes(backend, library, chosen, multiple=multiple))
+        for multiple in multiples
+    ]
     for row in tqdm.tqdm(rows, desc=f"compile {model.name}", unit="row", leave=False, disable=None):
         row.passes.fix_shapes().warm_up()
     return rows
@@ -82,11 +73,11 @@ def main() -> None:
     data, rows = options.data or records.default_data(options.model[0]), []
     for model in options.model:
         rows += open_rows(model, data, options.multiples, options.windows)
-    interleaved([functools.partial(Row.run, row) for row in rows], rounds=options.rounds)
+    interleaved([row.run for row in rows], rounds=options.rounds)
     cells = []
     for row in rows:
         lengths = [plan.length for plan in row.passes.plans]
-        times = np.array(row.milliseconds[len(lengths) :])  # without the first round, which warms up
+        times = 1e3 * np.concatenate(row.rounds[1:])  # the first round warms up
         found = [times.mean(), *np.percentile(times, [50, 90])]
         cells.append(
             [str(row.model), str(row.multiple), str(len(set(lengths))), f"{np.mean(lengths):.0f}"]

@@ -32,7 +32,7 @@ from bertjax.config import BertConfig
 from bertjax.errors import UserError
 from bertjax.mlperf import cpu, records
 from bertjax.mlperf.backend import cpu_graph, require
-from bertjax.mlperf.compare import Passes, draw_windows, interleaved, offline_passes, steady_medians
+from bertjax.mlperf.compare import REPEATS, Passes, draw_windows, interleaved, offline_passes, steady_medians
 from bertjax.mlperf.openvino_backend import OpenVINOBackend
 from bertjax.mlperf.samples import open_library
 from bertjax.onnx.dense import dense, fake_quantize, with_signed_activations
@@ -42,7 +42,6 @@ from bertjax.tensors import DenseSite
 
 STACK_TOKENS = (512, 1024, 2048)
 PAIRS = 4  # of layers in a stack: there and back
-REPEATS = 4  # of each of Offline's batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

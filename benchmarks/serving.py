@@ -36,6 +36,7 @@ from bertjax.data.batching import BatchPlan
 from bertjax.mlperf import cpu, records
 from bertjax.mlperf.backend import cpu_engine, open_backend
 from bertjax.mlperf.compare import (
+    REPEATS,
     Passes,
     draw_windows,
     interleaved,
@@ -43,12 +44,12 @@ from bertjax.mlperf.compare import (
     single_passes,
     steady_medians,
 )
+from bertjax.mlperf.measure import single_multiple
 from bertjax.mlperf.samples import SampleLibrary, open_library
 from bertjax.mlperf.shapes import UNCALIBRATED, cut_bert_large, random_tensors, usual_scales
 
 TOKENS = 1024  # padded tokens in a batch
 QUERIES = 64  # of SingleStream
-REPEATS = 4  # of each of Offline's batches
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -160,7 +161,7 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list
     def passes(model: Path, streams: int, threads: int, *, single: bool) -> Passes:
         backend = open_backend(engine, model, streams=streams, threads=threads, longest=library.longest)
         if single:
-            found = single_passes(backend, library, queries)
+            found = single_passes(backend, library, queries, multiple=single_multiple(backend))
         else:
             found = offline_passes(backend, library, chosen, tokens=TOKENS, repeats=REPEATS)
         found.fix_shapes().warm_up()
@@ -189,14 +190,7 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list
 
 def p90(passes: Passes, clock: Callable[[], float]) -> float:
     """Seconds below which nine of ten batches end, run one after the other."""
-    for plan in passes.first:
-        passes.run(plan)
-    times = []
-    for plan in passes.plans:
-        begin = clock()
-        passes.run(plan)
-        times.append(clock() - begin)
-    return float(np.percentile(times, 90))
+    return float(np.percentile(passes.batch_seconds(clock), 90))
 
 
 def ladder_table(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short: bool, rounds: int) -> str:

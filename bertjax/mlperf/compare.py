@@ -21,7 +21,12 @@ from bertjax.mlperf.samples import SampleLibrary, open_library
 
 WINDOWS = 512
 ROUNDS = 5
-AHEAD = 4  # batches of each stream that are run untimed before a pass
+# Batches of each stream that are run untimed before a pass: serving's cores do not rest, and one that did takes up to
+# twice as long for the next few milliseconds.
+AHEAD = 4
+# How often a benchmark runs each of Offline's batches. Offline has so many windows that a shape comes hundreds of times
+# in a row, where a few windows change it with nearly every batch.
+REPEATS = 4
 SECONDS = 20.0  # small models get more rounds until then
 
 
@@ -36,10 +41,21 @@ class Passes:
     def seconds(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """Time one pass over the batches, each stream taking the next one when it is free."""
         with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
-            list(pool.map(self.run, self.first))
+            list(pool.map(self.run, self._ahead()))
             begin = clock()
             list(pool.map(self.run, self.plans))
             return clock() - begin
+
+    def batch_seconds(self, clock: Callable[[], float] = time.perf_counter) -> np.ndarray:
+        """Seconds of each batch, float64 [plans], run one after another."""
+        for plan in self._ahead():
+            self.run(plan)
+        found = []
+        for plan in self.plans:
+            begin = clock()
+            self.run(plan)
+            found.append(clock() - begin)
+        return np.array(found)
 
     def processor_seconds(self) -> float:
         """Processor time of one pass, each stream's equal share; other programs hardly change it.
@@ -52,12 +68,6 @@ class Passes:
     def shapes(self) -> Sequence[BatchPlan]:
         """A batch of every shape."""
         return list({(len(plan.rows), plan.length): plan for plan in self.plans}.values())
-
-    @property
-    def first(self) -> Sequence[BatchPlan]:
-        """The first batches, to run before those that are timed: serving's cores do not rest, and one that did takes
-        up to twice as long for the next few milliseconds."""
-        return self.plans[: AHEAD * self.backend.streams]
 
     def fix_shapes(self) -> Passes:
         """On OpenVINO, give every shape of the batches a compiled model on every stream; returns itself."""
@@ -75,6 +85,9 @@ class Passes:
         """One batch."""
         self.backend.infer(*self.library.gather(plan.rows, plan.length))
 
+    def _ahead(self) -> Sequence[BatchPlan]:
+        return self.plans[: AHEAD * self.backend.streams]
+
 
 def offline_passes(
     backend: Backend, library: SampleLibrary, chosen: np.ndarray, *, tokens: int, repeats: int = 1
@@ -82,17 +95,16 @@ def offline_passes(
     """Batches of the chosen, loaded windows as Offline makes them: sorted by length, the long ones first.
 
     Args:
-      repeats: how often each batch runs, one after another. Offline has so many windows that a shape comes hundreds of
-        times in a row, where a few windows change it with nearly every batch.
+      repeats: how often each batch runs, one after another.
     """
     plans = plan_inference(library.lengths[chosen], tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
     plans = [BatchPlan(rows=chosen[plan.rows], length=plan.length) for plan in reversed(plans) for _ in range(repeats)]
     return Passes(backend=backend, library=library, plans=plans)
 
 
-def single_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray) -> Passes:
-    """The chosen, loaded windows one at a time, as SingleStream sends them."""
-    lengths = padded_lengths(library.lengths[chosen], measure.single_multiple(backend), library.longest)
+def single_passes(backend: Backend, library: SampleLibrary, chosen: np.ndarray, *, multiple: int) -> Passes:
+    """The chosen, loaded windows one at a time, padded to `multiple`, as SingleStream sends them."""
+    lengths = padded_lengths(library.lengths[chosen], multiple, library.longest)
     plans = [BatchPlan(rows=np.array([row]), length=int(length)) for row, length in zip(chosen, lengths, strict=True)]
     return Passes(backend=backend, library=library, plans=plans)
 
