@@ -6,7 +6,8 @@
 Time is simulated, so the machine's other work changes nothing: queries arrive at random (Poisson) with the lengths of
 the evaluation file's windows, and a batch takes what the cost model says. The cost is measured on the model, or given:
 seconds a batch, a padded token, and a pair of tokens. Rates are shares of Offline's rate under the same cost. The
-last row is the queue that serves (queues.DynamicQueue), the very class on a simulated clock.
+last rows are the queue that serves (queues.DynamicQueue), the very class on a simulated clock, with batches of up to
+all, half and a quarter of --batch-tokens, from which serving chooses.
 """
 
 from __future__ import annotations
@@ -102,14 +103,17 @@ class OldestFirst:
     def close(self) -> None: ...
 
 
-def dynamic(serving: Serving, clock: Callable[[], float]) -> DynamicQueue:
-    return DynamicQueue(serving.lengths, tokens=serving.tokens, cost=serving.cost, budget=BOUND, clock=clock)
+def dynamic(serving: Serving, clock: Callable[[], float], *, share: float) -> DynamicQueue:
+    tokens = round(share * serving.tokens)
+    return DynamicQueue(serving.lengths, tokens=tokens, cost=serving.cost, budget=BOUND, clock=clock)
 
 
 POLICIES = {
     "oldest first, one at a time": functools.partial(OldestFirst, alone=True),
     "oldest first, with its like": functools.partial(OldestFirst, alone=False),
-    "cheapest batches (DynamicQueue)": dynamic,
+    "cheapest batches (DynamicQueue)": functools.partial(dynamic, share=1.0),
+    "the same, batches half as long": functools.partial(dynamic, share=0.5),
+    "the same, a quarter as long": functools.partial(dynamic, share=0.25),
 }
 
 

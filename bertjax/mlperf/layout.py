@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -55,6 +56,7 @@ def choose_layout(
     *,
     batch_tokens: int | None,
     batch_shares: Sequence[float],
+    batch_seconds: float,
     seconds: float,
 ) -> tuple[Backend, Layout]:
     """Open a backend as it is fastest: first its streams and threads are chosen, then its batches.
@@ -65,6 +67,7 @@ def choose_layout(
       shares: (streams, threads) to choose from, the usual one first.
       batch_tokens: padded tokens in a batch.
       batch_shares: where that is None: what to choose from, as shares of the backend's own number, the usual one first.
+      batch_seconds: of these only such whose batches take no longer are chosen, or else the smallest.
       seconds: about the time to spend on each candidate; where there is no choice, nothing is measured.
     """
     first = open_with(*shares[0])
@@ -74,14 +77,19 @@ def choose_layout(
     opened = {shares[0]: first} | {share: open_with(*share) for share in shares[1:]}
     tried: dict[str, float] = {}
 
-    def pick(candidates: list[tuple[tuple[int, int], int]]) -> tuple[tuple[int, int], int]:
+    def pick(candidates: list[tuple[tuple[int, int], int]], longest: float) -> tuple[tuple[int, int], int]:
         if len(candidates) == 1:
             return candidates[0]
         rates = measure.token_rates([(opened[share], count) for share, count in candidates], library, seconds=seconds)
         for ((streams, threads), count), rate in zip(candidates, rates, strict=True):
             tried[f"{opened[streams, threads].streams} x {threads}, {count} tokens"] = rate
-        return fastest(candidates, rates)
+        short = [
+            (choice, rate)
+            for choice, rate in zip(candidates, rates, strict=True)
+            if opened[choice[0]].streams * choice[1] <= longest * rate
+        ]
+        return fastest(*zip(*short, strict=True)) if short else min(candidates, key=lambda choice: choice[1])
 
-    share, _ = pick([(share, counts[0]) for share in shares])
-    share, count = pick([(share, count) for count in counts])
+    share, _ = pick([(share, counts[0]) for share in shares], math.inf)
+    share, count = pick([(share, count) for count in counts], batch_seconds)
     return opened[share], Layout(streams=opened[share].streams, threads=share[1], batch_tokens=count, tried=tried)

@@ -70,7 +70,7 @@ class OnnxRuntimeBackend:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         if self._avoid_saturation:
-            # Makes int8 x int8 of uint8 x int8, whose slower kernels do not saturate.
+            # Makes weights uint8, too, around 128: the kernels for that are slower and do not saturate.
             options.add_session_config_entry("session.x64quantprecision", "1")
         return options
 

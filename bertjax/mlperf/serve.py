@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,7 +15,14 @@ import tqdm
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.harness import SCORED, SHORT_SECONDS, Result, ServeSettings, compile_seconds
+from bertjax.mlperf.harness import (
+    SCORED,
+    SERVER_BOUND_MILLISECONDS,
+    SHORT_SECONDS,
+    Result,
+    ServeSettings,
+    compile_seconds,
+)
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
 from bertjax.mlperf.local_workers import open_local
 from bertjax.mlperf.packing import BATCH_ROWS
@@ -37,9 +45,10 @@ TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is draw
 MARGIN = 1.25  # more is planned than was measured, so that a run does not end before its time
 OFFLINE_MARGIN = 1.1  # Offline is one query, as long as planned, and LoadGen plans a tenth more itself
 
-# Batches that are tried, as shares of the backend's own number of tokens. Under a latency bound none larger: whoever
-# waits behind a batch waits as long as it takes.
-BATCH_SHARES = {"Offline": (1.0, 0.5, 2.0), "Server": (1.0, 0.5)}
+# Batches that are tried, as shares of the backend's own number of tokens. Under a latency bound none larger, and on a
+# slow machine smaller ones: whoever waits behind a batch waits as long as it takes.
+BATCH_SHARES = {"Offline": (1.0, 0.5, 2.0), "Server": (1.0, 0.5, 0.25)}
+BOUND_SHARE = 1 / 3  # of Server's latency bound: no longer batches are chosen (benchmarks/server_queue.py)
 
 
 def serve(settings: ServeSettings, open_with: Callable[..., Backend] = open_backend) -> Result:
@@ -133,6 +142,8 @@ def _issued_rate(settings: ServeSettings, planned: float, audit: dict[str, float
 def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: SampleLibrary) -> tuple[Backend, Layout]:
     """Open the backend as the settings say; where they leave streams, threads or batches open, as it is fastest."""
     cores, single = cpu.cores(), settings.scenario == "SingleStream"
+    conf = read_user_conf(settings.user_conf, settings.scenario) if settings.user_conf else {}
+    bound = conf.get("target_latency", SERVER_BOUND_MILLISECONDS) / 1e3
     measured = settings.mode != "AccuracyOnly" and settings.scenario in BATCH_SHARES
     if settings.streams is not None:
         shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
@@ -153,6 +164,7 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
         shares,
         batch_tokens=settings.batch_tokens,
         batch_shares=BATCH_SHARES[settings.scenario] if measured else (1.0,),
+        batch_seconds=BOUND_SHARE * bound if settings.scenario == "Server" else math.inf,
         seconds=min(CHOOSE_SECONDS, (settings.duration_seconds or SHORT_SECONDS) / 20),
     )
 

@@ -126,6 +126,39 @@ def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_pat
     assert b"failed in the middle of the run: MemoryError: out of device memory" in done.stdout
 
 
+SLOW = """
+import os, sys, pickle, time
+from bertjax.mlperf import serve
+import numpy as np
+
+class Slow:
+    name = description = "onnxruntime"
+    streams, batch_tokens = 1, 1024
+    def infer(self, ids, mask, types):
+        time.sleep(1e-4 * ids.size)
+        return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
+
+print(serve.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Slow()).layout)
+sys.stdout.flush()
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize(("bound", "tokens"), [(400, b"1024"), (200, b"512")])
+def test_servers_batches_take_no_more_than_a_third_of_the_bound(run_dir, tmp_path, bound, tokens):
+    """A batch of 1,024 tokens takes 102 ms here."""
+    import pickle
+
+    conf = tmp_path / "user.conf"
+    conf.write_text(f"bert.Server.target_latency = {bound}\n")
+    run = settings_for(run_dir, tmp_path, scenario="Server", target_qps=20.0, user_conf=conf)
+    run.log_dir.mkdir(parents=True)
+    done = subprocess.run(
+        [sys.executable, "-c", SLOW], input=pickle.dumps(run), capture_output=True, timeout=60, check=True
+    )
+    assert b"1 streams x 1 threads, batches of %b tokens" % tokens in done.stdout
+
+
 def test_a_serving_process_that_dies_is_told(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorkFailed, match="ended with exit code 1"):

@@ -1,4 +1,5 @@
 import collections
+import math
 
 import numpy as np
 import pytest
@@ -47,13 +48,19 @@ def test_the_usual_choice_stays_unless_another_is_faster_by_more_than_noise():
     assert fastest(["usual", "other", "best"], [90.0, 98.0, 100.0]) == "other"
 
 
-def choose(library, monkeypatch, rates, *, cores=4, batch_tokens=None):
+def choose(library, monkeypatch, rates, *, cores=4, batch_tokens=None, batch_seconds=math.inf):
     """Choose among engines whose rates, by streams and tokens, are given."""
     monkeypatch.setattr(
         measure, "token_rates", lambda runs, library, seconds: [rates[engine.streams, count] for engine, count in runs]
     )
     return choose_layout(
-        Engine, library, core_shares(cores), batch_tokens=batch_tokens, batch_shares=(1, 0.5, 2), seconds=1.0
+        Engine,
+        library,
+        core_shares(cores),
+        batch_tokens=batch_tokens,
+        batch_shares=(1, 0.5, 2),
+        batch_seconds=batch_seconds,
+        seconds=1.0,
     )
 
 
@@ -64,6 +71,13 @@ def test_streams_are_chosen_before_batches(library, monkeypatch):
     assert found.batch_tokens == 2048
     assert found.tried["4 x 1, 1024 tokens"] == 80.0 and len(found.tried) == len(rates)
     assert str(found).startswith("2 streams x 2 threads, batches of 2048 tokens; tried: 4 x 1, 1024 tokens 73%")
+
+
+@pytest.mark.parametrize(("batch_seconds", "tokens"), [(0.25, 2048), (0.21, 1024), (0.11, 512), (0.01, 512)])
+def test_batches_that_take_too_long_are_not_chosen_but_for_the_smallest(library, monkeypatch, batch_seconds, tokens):
+    rates = {(2, 1024): 10_000.0, (1, 1024): 5_000.0, (2, 512): 9_600.0, (2, 2048): 17_000.0}  # 0.2048 s, 0.11, 0.24
+    _, found = choose(library, monkeypatch, rates, cores=2, batch_seconds=batch_seconds)
+    assert (found.streams, found.batch_tokens, len(found.tried)) == (2, tokens, 4)
 
 
 def test_what_is_given_is_not_measured(library, monkeypatch):
