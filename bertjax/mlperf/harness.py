@@ -9,6 +9,7 @@ import os
 import pickle
 import subprocess
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,11 @@ class Result:
             part = "peak" if self.mode == "FindPeakPerformance" else "performance"
             found[part] = about | length | issued | dataclasses.asdict(self.performance)
         return found
+
+
+def server_bound_seconds(conf: Mapping[str, float]) -> float:
+    """The latency that Server's 99th percentile may have, of a user.conf's settings as `read_user_conf` gives them."""
+    return conf.get("target_latency", SERVER_BOUND_MILLISECONDS) / 1e3
 
 
 def compile_seconds(duration: float) -> float:

@@ -191,7 +191,8 @@ class OpenVINOBackend:
         for step in self._compiled.get_runtime_model().get_ops():
             about = step.get_rt_info()
             if about["layerType"].value in (*self.dense_steps, "MatMul"):
-                for node in about["originalLayersNames"].value.split(","):
+                # A step behind fused attention may list the names of that one, and keep its own only as its name.
+                for node in (step.get_friendly_name(), *about["originalLayersNames"].value.split(",")):
                     kernels[node] = about["primitiveType"].value
         return kernels
 

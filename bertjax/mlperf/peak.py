@@ -85,7 +85,7 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
       UserError, WorkFailed: as `harness.run` and `find_peak`.
     """
     conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
-    bound = conf.get("target_latency", harness.SERVER_BOUND_MILLISECONDS) / 1e3
+    bound = harness.server_bound_seconds(conf)
     full = settings.duration_seconds or conf.get("min_duration", 1e3 * harness.SHORT_SECONDS) / 1e3
     short = min(full, PROBE_SECONDS)
     root, results = settings.log_root, []

@@ -17,11 +17,11 @@ from bertjax.mlperf import cpu, loadgen, measure
 from bertjax.mlperf.backend import Backend, open_backend
 from bertjax.mlperf.harness import (
     SCORED,
-    SERVER_BOUND_MILLISECONDS,
     SHORT_SECONDS,
     Result,
     ServeSettings,
     compile_seconds,
+    server_bound_seconds,
 )
 from bertjax.mlperf.layout import Layout, choose_layout, core_shares
 from bertjax.mlperf.local_workers import open_local
@@ -143,7 +143,6 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
     """Open the backend as the settings say; where they leave streams, threads or batches open, as it is fastest."""
     cores, single = cpu.cores(), settings.scenario == "SingleStream"
     conf = read_user_conf(settings.user_conf, settings.scenario) if settings.user_conf else {}
-    bound = conf.get("target_latency", SERVER_BOUND_MILLISECONDS) / 1e3
     measured = settings.mode != "AccuracyOnly" and settings.scenario in BATCH_SHARES
     if settings.streams is not None:
         shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
@@ -164,7 +163,7 @@ def _open(settings: ServeSettings, open_with: Callable[..., Backend], library: S
         shares,
         batch_tokens=settings.batch_tokens,
         batch_shares=BATCH_SHARES[settings.scenario] if measured else (1.0,),
-        batch_seconds=BOUND_SHARE * bound if settings.scenario == "Server" else math.inf,
+        batch_seconds=BOUND_SHARE * server_bound_seconds(conf) if settings.scenario == "Server" else math.inf,
         seconds=min(CHOOSE_SECONDS, (settings.duration_seconds or SHORT_SECONDS) / 20),
     )
 

@@ -1,6 +1,7 @@
 """Whole runs, each in its own process as LoadGen wants it."""
 
 import json
+import pickle
 import subprocess
 import sys
 
@@ -113,17 +114,20 @@ os._exit(0)
 """
 
 
+def serve_on_stand_in(program, run, *arguments):
+    """Make a run on the backend that a program defines, in a process of its own; returns what it printed."""
+    run.log_dir.mkdir(parents=True)
+    command = [sys.executable, "-c", program, *arguments]
+    done = subprocess.run(command, input=pickle.dumps(run), capture_output=True, timeout=30, check=True)
+    return done.stdout.decode()
+
+
 @pytest.mark.parametrize("scenario", ["Offline", "SingleStream", "Server", "MultiStream"])
 def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_path, scenario):
-    import pickle
-
     run = settings_for(run_dir, tmp_path, scenario=scenario, mode="AccuracyOnly", target_qps=500.0)
-    run.log_dir.mkdir(parents=True)
     log = run.log_dir / "mlperf_log_detail.txt"  # is there from the run's beginning
-    done = subprocess.run(
-        [sys.executable, "-c", FAILING, log], input=pickle.dumps(run), capture_output=True, timeout=30, check=True
-    )
-    assert b"failed in the middle of the run: MemoryError: out of device memory" in done.stdout
+    printed = serve_on_stand_in(FAILING, run, log)
+    assert "failed in the middle of the run: MemoryError: out of device memory" in printed
 
 
 SLOW = """
@@ -144,19 +148,13 @@ os._exit(0)
 """
 
 
-@pytest.mark.parametrize(("bound", "tokens"), [(400, b"1024"), (200, b"512")])
+@pytest.mark.parametrize(("bound", "tokens"), [(400, 1024), (200, 512)])
 def test_servers_batches_take_no_more_than_a_third_of_the_bound(run_dir, tmp_path, bound, tokens):
     """A batch of 1,024 tokens takes 102 ms here."""
-    import pickle
-
     conf = tmp_path / "user.conf"
     conf.write_text(f"bert.Server.target_latency = {bound}\n")
     run = settings_for(run_dir, tmp_path, scenario="Server", target_qps=20.0, user_conf=conf)
-    run.log_dir.mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, "-c", SLOW], input=pickle.dumps(run), capture_output=True, timeout=60, check=True
-    )
-    assert b"1 streams x 1 threads, batches of %b tokens" % tokens in done.stdout
+    assert f"1 streams x 1 threads, batches of {tokens} tokens" in serve_on_stand_in(SLOW, run)
 
 
 def test_a_serving_process_that_dies_is_told(run_dir, tmp_path, monkeypatch):
