@@ -22,18 +22,18 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax import programs
-from bertjax.config import BertConfig
+from bertjax import machine, programs, rundir
 from bertjax.data.batching import BatchPlan
-from bertjax.data.features import WindowSettings
+from bertjax.data.windows import WindowSettings
+from bertjax.engines.backend import CPU_ENGINES, Backend
+from bertjax.engines.choose import cpu_graph, open_backend
+from bertjax.engines.kernels import dense_kernels, format_share
+from bertjax.engines.openvino import OpenVINOBackend
+from bertjax.engines.samples import SampleLibrary, open_library
+from bertjax.engines.timing.compare import Passes, interleaved, offline_passes
+from bertjax.engines.timing.layout import core_shares
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import CPU_ENGINES, Backend, cpu_graph, open_backend
-from bertjax.mlperf.compare import Passes, interleaved, offline_passes
-from bertjax.mlperf.kernels import dense_kernels, format_share
-from bertjax.mlperf.layout import core_shares
-from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.samples import SampleLibrary, open_library
+from bertjax.modeldir.config import BertConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,7 @@ def make_rows(
     """The yardstick's row, then one per model, backend, way to share out the cores, and number of tokens in a batch."""
     longest = windows.max_seq
     library, chosen = _load(yardstick, data, windows, count)
-    reference = open_backend("onnxruntime", yardstick, streams=1, threads=cpu.cores(), longest=longest)
+    reference = open_backend("onnxruntime", yardstick, streams=1, threads=machine.cores(), longest=longest)
     single = [BatchPlan(rows=np.array([index]), length=longest) for index in chosen]
     rows = [
         Row(
@@ -77,7 +77,7 @@ def make_rows(
     for model in models:
         config, (library, chosen) = BertConfig.from_json(model / "config.json"), _load(model, data, windows, count)
         for name in backends:
-            for streams, threads in [(1, cpu.cores())] if name == "jax" else core_shares(cpu.cores()):
+            for streams, threads in [(1, machine.cores())] if name == "jax" else core_shares(machine.cores()):
                 backend = _open(name, model, config, streams=streams, threads=threads, longest=longest)
                 for tokens in batch_tokens:
                     passes = offline_passes(backend, library, chosen, tokens=tokens)
@@ -121,8 +121,8 @@ def main() -> None:
     rows = make_rows(
         options.model,
         yardstick,
-        options.data or records.default_data(options.model[0]),
-        records.window_settings(options.model[0], max_seq=options.max_seq),
+        options.data or rundir.default_data(options.model[0]),
+        rundir.window_settings(options.model[0], max_seq=options.max_seq),
         backends=options.backend or ("openvino", "onnxruntime"),
         count=options.windows,
         batch_tokens=options.batch_tokens,
@@ -131,7 +131,7 @@ def main() -> None:
         row.passes.warm_up()
     times = interleaved([row.passes.seconds for row in rows], rounds=options.rounds)
     windows = len(rows[0].passes.plans)
-    print(f"{windows} windows, {options.rounds} rounds, {cpu.cores()} cores")
+    print(f"{windows} windows, {options.rounds} rounds, {machine.cores()} cores")
     print(
         "\n| model | backend | batch tokens | samples/s | speed | range | INT8 layers |\n|---|---|---|---|---|---|---|"
     )

@@ -23,9 +23,10 @@ from typing import Any
 
 import jax
 
-from bertjax import pipeline, programs, records
+from bertjax import programs, rundir
 from bertjax.errors import UserError
-from bertjax.settings import RunSettings
+from bertjax.pipeline import stages
+from bertjax.pipeline.settings import RunSettings
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -66,7 +67,7 @@ SHARED = {  # what a row takes from the first one, and the stages whose figures 
 
 def read_settings(run: Path) -> RunSettings:
     """The settings of a run whose teacher is finished, without what made the teacher."""
-    recorded = records.read_settings(run)
+    recorded = rundir.read_settings(run)
     if not recorded or not (run / "teacher" / "config.json").exists():
         raise UserError(f"--run {run}: no run directory with a finished teacher; make one with train/distill.py")
     known = {field.name for field in dataclasses.fields(RunSettings)}
@@ -90,9 +91,9 @@ def run_row(settings: RunSettings, name: str, folder: Path, command: str) -> dic
         skip = () if row.stage == "int8" else ("calibrate", "qat")
         _share(folder / FIRST, place, "rounds" if "pruning_rounds" in row.changes else row.stage)
     settings = dataclasses.replace(settings, output=str(place), skip=skip, **row.changes)
-    pipeline.run_pipeline(settings, command)
+    stages.run_pipeline(settings, command)
     jax.clear_caches()  # every row compiles steps of its own
-    return records.read_metrics(place)["stages"]
+    return rundir.read_metrics(place)["stages"]
 
 
 def _share(first: Path, place: Path, what: str) -> None:
@@ -104,8 +105,8 @@ def _share(first: Path, place: Path, what: str) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             target.symlink_to(os.path.relpath(first / name, target.parent))
     if not (place / "metrics.json").exists():
-        figures = records.read_metrics(first)["stages"]
-        records.update_metrics(place, {"stages": {stage: figures[stage] for stage in stages}})
+        figures = rundir.read_metrics(first)["stages"]
+        rundir.update_metrics(place, {"stages": {stage: figures[stage] for stage in stages}})
 
 
 def table(seeds: Sequence[int], found: Mapping[str, Sequence[float]], teacher: Sequence[float]) -> str:

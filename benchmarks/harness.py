@@ -26,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from bertjax import programs
+from bertjax import programs, rundir
+from bertjax.engines.backend import Backend, Logits
+from bertjax.engines.choose import open_backend
 from bertjax.errors import WorkFailed
-from bertjax.mlperf import harness, records
-from bertjax.mlperf.backend import Backend, Logits, open_backend
+from bertjax.mlperf import harness
+from bertjax.mlperf.result import Result
 
 OFFLINE_QPS, SERVER_QPS = 400_000.0, 50_000.0  # what the harness is to reach
 REAL_SERVER_SHARE = 0.5  # of the model's Offline rate
@@ -64,10 +66,10 @@ def timed_backend(backend: Backend, inside: dict[int, float]) -> Backend:
     return backend
 
 
-def watched_run(settings: harness.ServeSettings) -> tuple[harness.Result, Spent]:
+def watched_run(settings: harness.ServeSettings) -> tuple[Result, Spent]:
     """Make a run in this process, with the system's threads timed."""
-    from bertjax.mlperf import serve
-    from bertjax.mlperf.system import System
+    from bertjax.mlperf import session
+    from bertjax.mlperf.sut import System
 
     inside: dict[int, float] = {}  # CPU seconds in the backend, by thread
     spent = {"workers": 0.0, "issuing": 0.0, "run": 0.0}
@@ -90,8 +92,8 @@ def watched_run(settings: harness.ServeSettings) -> tuple[harness.Result, Spent]
             super().issue(ids, indices)
             spent["issuing"] += time.thread_time() - begin
 
-    serve.System = Timed
-    run_test = serve.loadgen.run
+    session.System = Timed
+    run_test = session.loadgen.run
 
     @functools.wraps(run_test)
     def timed_test(*args: Any) -> None:
@@ -99,12 +101,12 @@ def watched_run(settings: harness.ServeSettings) -> tuple[harness.Result, Spent]
         run_test(*args)
         spent["run"] = time.monotonic() - begin
 
-    serve.loadgen.run = timed_test
-    result = serve.serve(settings, open_with)
+    session.loadgen.run = timed_test
+    result = session.serve(settings, open_with)
     return result, Spent(**spent, streams=result.layout.streams)
 
 
-def run_apart(settings: harness.ServeSettings) -> tuple[harness.Result, Spent]:
+def run_apart(settings: harness.ServeSettings) -> tuple[Result, Spent]:
     """`watched_run` in a process of its own, since LoadGen makes one run in the life of a process."""
     harness.check(settings)
     done = subprocess.run(
@@ -130,10 +132,10 @@ def main() -> None:
         make = functools.partial(
             harness.ServeSettings,
             model=options.model,
-            data=options.data or records.default_data(options.model),
+            data=options.data or rundir.default_data(options.model),
             mode="PerformanceOnly",
             log_root=Path(logs),
-            windows=records.window_settings(options.model),
+            windows=rundir.window_settings(options.model),
             duration_seconds=options.duration,
         )
         for scenario, qps in (("Offline", OFFLINE_QPS), ("Server", SERVER_QPS)):
@@ -145,7 +147,7 @@ def main() -> None:
         _print_row(*run_apart(make(scenario="Server", backend=options.backend, target_qps=qps)), qps)
 
 
-def _print_row(result: harness.Result, spent: Spent, asked: float | None) -> None:
+def _print_row(result: Result, spent: Spent, asked: float | None) -> None:
     found = result.performance
     wanted = "-" if asked is None else f"{asked:,.0f}"
     print(

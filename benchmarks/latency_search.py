@@ -18,22 +18,22 @@ from pathlib import Path
 
 import numpy as np
 
-from bertjax import modeldir, programs
-from bertjax.config import BertConfig, Quantization, count_macs
+from bertjax import programs, rundir
 from bertjax.data.dataset import load_dataset
 from bertjax.data.tokenizer import load_tokenizer
+from bertjax.display import text_table
+from bertjax.engines.timing.shapes import Load, time_shapes
 from bertjax.errors import UserError
-from bertjax.evaluation import Evaluator
-from bertjax.mlperf import records
-from bertjax.mlperf.shapes import Load, time_shapes
-from bertjax.model import as_params
+from bertjax.model.bert import Model, as_params
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig, Quantization, count_macs
 from bertjax.pruning.costs import Costs, mac_costs
 from bertjax.pruning.importance import Importance, load_importance
 from bertjax.pruning.latency import LatencyTable, probe, read_table
-from bertjax.pruning.repair import Model, repair
+from bertjax.pruning.repair import repair
 from bertjax.pruning.search import Plan, search
 from bertjax.pruning.surgery import cut
-from bertjax.tables import text_table
 
 REPAIR_EXAMPLES = 512
 
@@ -82,9 +82,9 @@ def measure(config: BertConfig, plans: dict[str, Plan], table: LatencyTable, sec
 
 def repaired_scores(model: Path, plans: dict[str, Plan], train_file: Path, data: Path, questions: int) -> list[float]:
     """F1 of the teacher and of each plan's student after repair."""
-    config, arrays = modeldir.load_question_answering(model)
+    config, arrays = store.load_question_answering(model)
     teacher = Model(config=config, params=as_params(arrays))
-    tokenizer, windows = load_tokenizer(model), records.window_settings(model)
+    tokenizer, windows = load_tokenizer(model), rundir.window_settings(model)
     train = load_dataset(train_file, tokenizer, windows)
     validation = load_dataset(data, tokenizer, windows, questions=questions)
     scores = [Evaluator(config, validation)(teacher.params).score.f1]
@@ -116,7 +116,7 @@ def main() -> None:
     path = options.importance or options.model.resolve().parent / "work" / "importance.npz"
     if not path.exists():
         raise UserError(f"{path}: no such file; name the importance.npz of a run with --importance")
-    importance, seq = load_importance(path), records.window_settings(options.model).max_seq
+    importance, seq = load_importance(path), rundir.window_settings(options.model).max_seq
     reductions = [float(part) for part in options.flops_reduction.split(",")]
     plans = make_plans(config, importance, table, reductions, seq=seq, group=options.ffn_group)
     measured = measure(config, plans, table, options.seconds)

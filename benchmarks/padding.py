@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax import programs
-from bertjax.config import BertConfig
+from bertjax import machine, programs, rundir
+from bertjax.display import text_table
+from bertjax.engines.choose import cpu_graph
+from bertjax.engines.openvino import OpenVINOBackend
+from bertjax.engines.samples import open_library
+from bertjax.engines.timing.compare import Passes, interleaved, single_passes
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import cpu_graph
-from bertjax.mlperf.compare import Passes, interleaved, single_passes
-from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.samples import open_library
-from bertjax.tables import text_table
+from bertjax.modeldir.config import BertConfig
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,8 @@ class Row:
 def open_rows(model: Path, data: Path, multiples: list[int], windows: int) -> list[Row]:
     """A model's rows, which share its compiled shapes."""
     config = BertConfig.from_json(model / "config.json")
-    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=1, threads=cpu.cores())
-    dataset, library = open_library(data, model, records.window_settings(model))
+    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=1, threads=machine.cores())
+    dataset, library = open_library(data, model, rundir.window_settings(model))
     chosen = np.random.default_rng(0).choice(len(dataset.windows), min(windows, len(dataset.windows)), replace=False)
     library.load(chosen.tolist())
     rows = [
@@ -70,7 +69,7 @@ def main() -> None:
     if min(options.multiples) < 1:
         raise UserError("--multiples: must be at least 1")
 
-    data, rows = options.data or records.default_data(options.model[0]), []
+    data, rows = options.data or rundir.default_data(options.model[0]), []
     for model in options.model:
         rows += open_rows(model, data, options.multiples, options.windows)
     interleaved([row.run for row in rows], rounds=options.rounds)

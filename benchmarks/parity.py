@@ -15,19 +15,19 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax import programs
-from bertjax.config import BertConfig
+from bertjax import machine, programs, rundir
 from bertjax.data.answers import predict
 from bertjax.data.batching import BatchPlan, plan_inference
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.metrics import score
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import Backend, open_backend
-from bertjax.mlperf.onnxruntime_backend import OnnxRuntimeBackend
-from bertjax.mlperf.samples import SampleLibrary
+from bertjax.display import text_table
+from bertjax.engines.backend import Backend
+from bertjax.engines.choose import open_backend
+from bertjax.engines.onnxruntime import OnnxRuntimeBackend
+from bertjax.engines.samples import SampleLibrary
+from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.export import export_onnx
-from bertjax.tables import text_table
 
 TOKENS = 2048
 LENGTH_MULTIPLE = 64
@@ -37,7 +37,7 @@ Logits = tuple[list[np.ndarray], list[np.ndarray]]  # start and end logits of ev
 
 def open_engines(directory: Path, longest: int) -> Iterator[tuple[str, Backend]]:
     """What a row is called and its engine: JAX, both CPU engines, ONNX Runtime on the graph that TensorRT gets."""
-    settings = {"streams": 1, "threads": cpu.cores()}
+    settings = {"streams": 1, "threads": machine.cores()}
     for name in ("jax", "onnxruntime", "openvino"):
         backend = open_backend(name, directory, longest=longest, **settings)
         yield backend.description, backend
@@ -75,8 +75,8 @@ def main() -> None:
     add("--questions", type=int, help="this many questions, drawn at random (default: all)")
     options = parser.parse_args()
 
-    windows = records.window_settings(options.model)
-    path = options.data or records.default_data(options.model)
+    windows = rundir.window_settings(options.model)
+    path = options.data or rundir.default_data(options.model)
     data = load_dataset(path, load_tokenizer(options.model), windows, questions=options.questions)
     library = SampleLibrary(data, BertConfig.from_json(options.model / "config.json").pad_token_id)
     library.load(range(len(data.windows)))

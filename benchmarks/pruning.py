@@ -19,19 +19,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax import modeldir, programs
+from bertjax import programs, rundir
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.evaluation import Evaluator
-from bertjax.mlperf import records
-from bertjax.model import Params, as_arrays, as_params
+from bertjax.display import text_table
+from bertjax.model.bert import Model, Params, as_arrays, as_params
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir import store
+from bertjax.modeldir.tensors import layer_prefix
 from bertjax.pruning.costs import mac_costs
 from bertjax.pruning.importance import Importance, measure_importance
-from bertjax.pruning.repair import Model, repair
+from bertjax.pruning.repair import repair
 from bertjax.pruning.search import search
 from bertjax.pruning.surgery import cut
-from bertjax.tables import text_table
-from bertjax.tensors import layer_prefix
 
 Measure = Callable[[Model, Dataset, int, int], Importance]  # (teacher, training windows, examples, seed)
 
@@ -109,9 +109,9 @@ def main() -> None:
     add("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    config, arrays = modeldir.load_question_answering(options.model)
+    config, arrays = store.load_question_answering(options.model)
     teacher = Model(config=config, params=as_params(arrays))
-    tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
+    tokenizer, windows = load_tokenizer(options.model), rundir.window_settings(options.model)
     train = load_dataset(options.train_file, tokenizer, windows)
     validation = load_dataset(options.data, tokenizer, windows, questions=options.questions)
     whole = Evaluator(config, validation)(teacher.params).score.f1

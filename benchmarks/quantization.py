@@ -20,18 +20,17 @@ from typing import get_args
 import numpy as np
 from scipy.special import rel_entr, softmax
 
-from bertjax import modeldir, programs
-from bertjax.config import ActivationScales, Quantization
+from bertjax import files, programs, rundir
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
+from bertjax.display import text_table
 from bertjax.errors import UserError
-from bertjax.evaluation import Evaluation, Evaluator
-from bertjax.mlperf import records
-from bertjax.model import as_arrays, as_params
-from bertjax.pruning.repair import Model
+from bertjax.model.bert import Model, as_arrays, as_params
+from bertjax.model.inference import Evaluation, Evaluator
+from bertjax.modeldir import store
+from bertjax.modeldir.config import ActivationScales, Quantization
 from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
 from bertjax.quantization.calibrators import CALIBRATORS
-from bertjax.tables import text_table
 
 PLACEMENTS = {"dense": (), "attention": ("attention",), "residual": ("residual",), "all": ("attention", "residual")}
 SCALES: tuple[str, ...] = get_args(ActivationScales)
@@ -54,7 +53,7 @@ class Bench:
         if not path.exists():
             found = Evaluator(model.config, self.data)(model.params, label=name)
             scores = {"exact_match": found.score.exact_match, "f1": found.score.f1}
-            modeldir.write_file_aside(path, json.dumps(scores | {"kl": divergence(self.exact, found)}))
+            files.write_file_aside(path, json.dumps(scores | {"kl": divergence(self.exact, found)}))
         return json.loads(path.read_text())
 
     def row(self, placement: str, record: Quantization) -> list[str]:
@@ -63,7 +62,7 @@ class Bench:
         config = dataclasses.replace(self.student.config, quantization=record)
         params = quantize(config, self.student.params, self.ranges[record.activation_scales])
         if not directory.exists():
-            modeldir.save(directory, config, as_arrays(params), tokenizer_from=self.source)
+            store.save(directory, config, as_arrays(params), tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
         scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - self.exact.score.f1:+.2f}"]
         scores.append(f"{found['kl']:.4f}")
@@ -116,11 +115,11 @@ def main() -> None:
     add("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    config, arrays = modeldir.load_question_answering(options.model)
+    config, arrays = store.load_question_answering(options.model)
     if config.quantization:
         raise UserError(f"--model: {options.model} is quantized; name the floating-point student")
     student = Model(config=config, params=as_params(arrays))
-    tokenizer, windows = load_tokenizer(options.model), records.window_settings(options.model)
+    tokenizer, windows = load_tokenizer(options.model), rundir.window_settings(options.model)
 
     def record(placement: str, scales: str, calibrator: str) -> Quantization:
         about = {"activation_scales": scales, "calibrator": calibrator, "calibration_examples": options.examples}

@@ -27,18 +27,19 @@ import onnx
 import tqdm
 from onnx import helper
 
-from bertjax import programs, tensors
-from bertjax.config import BertConfig
+from bertjax import machine, programs, rundir
+from bertjax.engines.backend import require
+from bertjax.engines.choose import cpu_graph
+from bertjax.engines.openvino import OpenVINOBackend
+from bertjax.engines.samples import open_library
+from bertjax.engines.timing.compare import REPEATS, Passes, draw_windows, interleaved, offline_passes, steady_medians
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import cpu_graph, require
-from bertjax.mlperf.compare import REPEATS, Passes, draw_windows, interleaved, offline_passes, steady_medians
-from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.samples import open_library
+from bertjax.modeldir import tensors
+from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import DenseSite
 from bertjax.onnx.dense import dense, fake_quantize, with_signed_activations
 from bertjax.onnx.emit import IR_VERSION, OPSET
 from bertjax.onnx.graph import CPU, Graph
-from bertjax.tensors import DenseSite
 
 STACK_TOKENS = (512, 1024, 2048)
 PAIRS = 4  # of layers in a stack: there and back
@@ -89,7 +90,7 @@ def stack_graph(wide: int, narrow: int) -> bytes:
     made = graph.finish(ends[:1], ends[1:])
     model = helper.make_model(made, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     content = model.SerializeToString()
-    return with_signed_activations(content) if cpu.multiplies_signed() else content
+    return with_signed_activations(content) if machine.multiplies_signed() else content
 
 
 def open_stacks(config: BertConfig, settings: dict[str, Any]) -> list[Stack]:
@@ -106,7 +107,7 @@ def open_stacks(config: BertConfig, settings: dict[str, Any]) -> list[Stack]:
 
 def offline(backend: OpenVINOBackend, model: Path, data: Path, count: int) -> Passes:
     """Batches as Offline makes them of `count` windows at least, met by every stream."""
-    dataset, library = open_library(data, model, records.window_settings(model))
+    dataset, library = open_library(data, model, rundir.window_settings(model))
     chosen = draw_windows(dataset.lengths, count=count, tokens=2 * backend.batch_tokens)
     library.load(chosen.tolist())
     passes = offline_passes(backend, library, chosen, tokens=backend.batch_tokens, repeats=REPEATS)
@@ -166,11 +167,11 @@ def main() -> None:
     config = BertConfig.from_json(options.model / "config.json")
     if config.quantization is None:
         raise UserError(f"--model: {options.model} is not quantized; name an INT8 model directory")
-    if cpu.saturates_int8():
+    if machine.saturates_int8():
         raise UserError("OpenVINO has no exact INT8 products on this CPU; take one with VNNI or AMX")
-    graph, cores = cpu_graph(options.model, config), cpu.cores()
+    graph, cores = cpu_graph(options.model, config), machine.cores()
     backend = OpenVINOBackend(graph, config, streams=cores, threads=1)
-    passes = offline(backend, options.model, options.data or records.default_data(options.model), options.windows)
+    passes = offline(backend, options.model, options.data or rundir.default_data(options.model), options.windows)
     stacks = open_stacks(config, {"NUM_STREAMS": cores, "INFERENCE_NUM_THREADS": cores})
     times = interleaved(
         [passes.processor_seconds, *(stack.processor_seconds for stack in stacks)], rounds=options.rounds

@@ -24,9 +24,10 @@ import tqdm
 
 from bertjax import programs
 from bertjax.data.batching import padded_length, plan_inference
-from bertjax.mlperf.harness import SERVER_BOUND_MILLISECONDS
-from bertjax.mlperf.packing import BatchCost
-from bertjax.mlperf.queues import LENGTH_MULTIPLE, SERVER_MULTIPLE, Batch, BatchQueue, DynamicQueue
+from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE
+from bertjax.engines.timing.cost import BatchCost
+from bertjax.mlperf.conf import SERVER_BOUND_MILLISECONDS
+from bertjax.mlperf.queues import Batch, BatchQueue, DynamicQueue
 
 BOUND = SERVER_BOUND_MILLISECONDS / 1e3  # seconds, of the 99th percentile
 SEEDS = range(3)  # of arrivals; the mean of their p99 counts
@@ -127,20 +128,21 @@ def main() -> None:
     add("--seconds", type=float, default=30.0, help="simulated length of each run (default: 30)")
     options = parser.parse_args()
 
-    from bertjax.mlperf import cpu, measure, records
-    from bertjax.mlperf.backend import open_backend
-    from bertjax.mlperf.samples import open_library
-    from bertjax.runs import newest_student
+    from bertjax import machine, rundir
+    from bertjax.engines.choose import open_backend
+    from bertjax.engines.samples import open_library
+    from bertjax.engines.timing.cost import batch_cost
+    from bertjax.rundir import newest_student
 
-    model, streams = options.model or newest_student(), options.streams or cpu.cores()
-    dataset, library = open_library(records.default_data(model), model, records.window_settings(model))
+    model, streams = options.model or newest_student(), options.streams or machine.cores()
+    dataset, library = open_library(rundir.default_data(model), model, rundir.window_settings(model))
     if options.cost:
         batch, token, pair = options.cost
         cost = BatchCost(batch=batch, token=token, pair=pair)
     else:
         library.load(range(len(library.lengths)))
         backend = open_backend("auto", model, streams=streams, threads=1, longest=library.longest)
-        cost = measure.batch_cost(backend, library, tokens=options.batch_tokens, multiple=SERVER_MULTIPLE)
+        cost = batch_cost(backend, library, tokens=options.batch_tokens, multiple=SERVER_MULTIPLE)
     serving = Serving(lengths=dataset.lengths, tokens=options.batch_tokens, streams=streams, cost=cost)
     print(f"Cost of a batch: {cost.batch:.3g} s + rows x ({cost.token:.3g} s x length + {cost.pair:.3g} s x length^2)")
     print(f"Windows: {len(dataset.lengths)}, {dataset.lengths.mean():.0f} tokens on average; {streams} streams,")

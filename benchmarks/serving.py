@@ -30,12 +30,11 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax import modeldir, programs
-from bertjax.config import BertConfig, count_macs
+from bertjax import machine, programs, rundir
 from bertjax.data.batching import BatchPlan
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import cpu_engine, open_backend
-from bertjax.mlperf.compare import (
+from bertjax.engines.choose import cpu_engine, open_backend
+from bertjax.engines.samples import SampleLibrary, open_library
+from bertjax.engines.timing.compare import (
     REPEATS,
     Passes,
     draw_windows,
@@ -44,9 +43,10 @@ from bertjax.mlperf.compare import (
     single_passes,
     steady_medians,
 )
-from bertjax.mlperf.measure import single_multiple
-from bertjax.mlperf.samples import SampleLibrary, open_library
-from bertjax.mlperf.shapes import UNCALIBRATED, cut_bert_large, random_tensors, usual_scales
+from bertjax.engines.timing.shapes import UNCALIBRATED, cut_bert_large, random_tensors, usual_scales
+from bertjax.engines.timing.warmup import single_multiple
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig, count_macs
 
 TOKENS = 1024  # padded tokens in a batch
 QUERIES = 64  # of SingleStream
@@ -85,11 +85,11 @@ class Contest:
 
 def run_models(run: Path, folder: Path) -> Models:
     """Those of a run; the teacher with what the student has in INT8 is written to `folder`."""
-    config, arrays = modeldir.load_question_answering(run / "teacher")
+    config, arrays = store.load_question_answering(run / "teacher")
     student = BertConfig.from_json(run / "student-int8" / "config.json")
     config = dataclasses.replace(config, quantization=student.quantization)
     arrays = arrays | usual_scales(config, arrays)
-    modeldir.save(folder / "teacher-int8", config, arrays, tokenizer_from=run / "teacher")
+    store.save(folder / "teacher-int8", config, arrays, tokenizer_from=run / "teacher")
     return Models(teacher=run / "teacher", teacher_int8=folder / "teacher-int8", student=run / "student-int8")
 
 
@@ -102,7 +102,7 @@ def shape_models(folder: Path) -> Models:
         "student-int8": cut_bert_large(),
     }
     for name, config in configs.items():
-        modeldir.save(folder / name, config, random_tensors(config), tokenizer_from=folder)
+        store.save(folder / name, config, random_tensors(config), tokenizer_from=folder)
     return Models(teacher=folder / "teacher", teacher_int8=folder / "teacher-int8", student=folder / "student-int8")
 
 
@@ -114,8 +114,8 @@ def int8_engine(models: Models) -> str:
 def load_windows(run: Path, count: int) -> tuple[SampleLibrary, np.ndarray]:
     """At least `count` windows of the run's evaluation file, loaded, and their indices."""
     model = run / "teacher"
-    windows = records.window_settings(model)
-    dataset, library = open_library(records.default_data(model), model, windows)
+    windows = rundir.window_settings(model)
+    dataset, library = open_library(rundir.default_data(model), model, windows)
     chosen = draw_windows(dataset.lengths, count=count, tokens=2 * TOKENS)
     library.longest = windows.max_seq  # the reference pads everything to it
     library.load(chosen.tolist())
@@ -124,7 +124,7 @@ def load_windows(run: Path, count: int) -> tuple[SampleLibrary, np.ndarray]:
 
 def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short: bool) -> list[Step]:
     """The reference's way, then one step more in each row; a short one leaves out steps that take minutes."""
-    longest, cores = library.longest, cpu.cores()
+    longest, cores = library.longest, machine.cores()
     open_with = functools.partial(open_backend, longest=longest)
     together, apart = {"streams": 1, "threads": cores}, {"streams": cores, "threads": 1}
     reference = open_with("onnxruntime", models.teacher, **together)
@@ -156,7 +156,7 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
 def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list[Contest]:
     """The INT8 teacher and the student on one engine, in Offline and SingleStream."""
     engine = int8_engine(models)
-    cores, queries = cpu.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
+    cores, queries = machine.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
 
     def passes(model: Path, streams: int, threads: int, *, single: bool) -> Passes:
         backend = open_backend(engine, model, streams=streams, threads=threads, longest=library.longest)
@@ -258,8 +258,9 @@ def main() -> None:
         here = macs_fewer(models, library.lengths[chosen])
     print(steps, pruning, sep="\n\n")
     about = (
-        f"{len(chosen)} windows, {options.rounds} rounds, {cpu.cores()} cores, batches of {TOKENS} tokens. The student"
-        f" has {fewer:.2f} times fewer MACs at {library.longest} tokens and {here:.2f} at these windows' lengths."
+        f"{len(chosen)} windows, {options.rounds} rounds, {machine.cores()} cores, batches of {TOKENS} tokens."
+        f" The student has {fewer:.2f} times fewer MACs at {library.longest} tokens and {here:.2f} at these"
+        " windows' lengths."
     )
     print(f"\n{about}")
     if options.output:

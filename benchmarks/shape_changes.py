@@ -22,17 +22,17 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from bertjax import programs
-from bertjax.config import INPUTS, BertConfig
+from bertjax import machine, programs, rundir
 from bertjax.data.batching import BatchPlan
+from bertjax.engines.backend import require
+from bertjax.engines.choose import cpu_graph
+from bertjax.engines.openvino import read_served
+from bertjax.engines.samples import SERVER_MULTIPLE, open_library
+from bertjax.engines.timing import warmup
+from bertjax.engines.timing.compare import interleaved
+from bertjax.engines.timing.cost import BATCH_ROWS
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, measure, records
-from bertjax.mlperf.backend import cpu_graph, require
-from bertjax.mlperf.compare import interleaved
-from bertjax.mlperf.openvino_backend import read_served
-from bertjax.mlperf.packing import BATCH_ROWS
-from bertjax.mlperf.queues import SERVER_MULTIPLE
-from bertjax.mlperf.samples import open_library
+from bertjax.modeldir.config import INPUTS, BertConfig
 
 TOKENS = 1024  # most padded ones in a batch
 LONG_RUN = 30  # batches of one shape, where shapes do not come at random
@@ -96,12 +96,12 @@ def main() -> None:
     config = BertConfig.from_json(options.model / "config.json")
     if config.quantization is None:
         raise UserError(f"--model: {options.model} is not quantized; name an INT8 model directory")
-    data = options.data or records.default_data(options.model)
-    _, library = open_library(data, options.model, records.window_settings(options.model))
+    data = options.data or rundir.default_data(options.model)
+    _, library = open_library(data, options.model, rundir.window_settings(options.model))
     library.load(range(len(library.lengths)))
-    plans = measure.shapes_to_come(library, rows=BATCH_ROWS, tokens=TOKENS, multiple=SERVER_MULTIPLE)
+    plans = warmup.shapes_to_come(library, rows=BATCH_ROWS, tokens=TOKENS, multiple=SERVER_MULTIPLE)
     feeds = _feeds(library.gather, {plan.length: plan for plan in plans}, options.shapes)
-    cores = cpu.cores()
+    cores = machine.cores()
     ways = open_ways(options.model, list(feeds), cores)
     rows = [(name, mixed) for mixed in (False, True) for name in ways]
     for shape, feed in feeds.items():  # one thread alone first: see OpenVINOBackend on `to_dtype`

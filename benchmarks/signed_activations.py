@@ -20,14 +20,14 @@ import numpy as np
 import onnx
 
 from bertjax import programs
-from bertjax.config import BertConfig, Quantization
-from bertjax.mlperf.compare import interleaved, steady_medians
-from bertjax.mlperf.openvino_backend import OpenVINOBackend
-from bertjax.mlperf.shapes import Load, random_tensors, timer
+from bertjax.display import text_table
+from bertjax.engines.openvino import OpenVINOBackend
+from bertjax.engines.timing.compare import interleaved, steady_medians
+from bertjax.engines.timing.shapes import Load, random_tensors, timer
+from bertjax.modeldir.config import BertConfig, Quantization
 from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, ZERO_POINT
-from bertjax.tables import text_table
 
 PLACEMENTS: dict[str, tuple[str, ...]] = {"dense": (), "dense + attention": ("attention",)}
 FORMS = ("unsigned", "signed")

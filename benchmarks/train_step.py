@@ -22,15 +22,15 @@ from pathlib import Path
 
 import tqdm
 
-from bertjax import programs
+from bertjax import machine, programs
 
-FRUGAL = programs.ALLOCATOR.replace(f"mmap_threshold={1 << 34}", f"mmap_threshold={1 << 28}")
+FRUGAL = machine.ALLOCATOR.replace(f"mmap_threshold={1 << 34}", f"mmap_threshold={1 << 28}")
 SETTINGS = {  # GLIBC_TUNABLES and the activations' dtype
     "default": ("", "float32"),
     "huge pages": ("glibc.malloc.hugetlb=1", "float32"),
     "huge pages, blocks up to 256 MB kept": (FRUGAL, "float32"),
-    "huge pages, all memory kept (the programs' own)": (programs.ALLOCATOR, "float32"),
-    "the same, in bfloat16": (programs.ALLOCATOR, "bfloat16"),
+    "huge pages, all memory kept (the programs' own)": (machine.ALLOCATOR, "float32"),
+    "the same, in bfloat16": (machine.ALLOCATOR, "bfloat16"),
 }
 PARTS = (3, 6, 1, 5, 2, 4)  # sixths of the longest, in an order that is neither rising nor falling, as in training
 TURNS = 4  # over all lengths; those before the last two warm up
@@ -40,8 +40,8 @@ def measure(batch: int, longest: int, dtype: str) -> tuple[float, float]:
     """Tokens per second of the training loop in this process, and the most memory that it took, in GB."""
     import numpy as np
 
-    from bertjax.config import BertConfig
-    from bertjax.model import BertForQuestionAnswering, bind, init_params
+    from bertjax.model.bert import BertForQuestionAnswering, bind, init_params
+    from bertjax.modeldir.config import BertConfig
     from bertjax.training.loop import TrainSettings, train
     from bertjax.training.losses import span_cross_entropy
 

@@ -1,5 +1,7 @@
 """The two ways in which a program ends that are not bugs. Programs turn them into exit codes."""
 
+from __future__ import annotations
+
 
 class UserError(Exception):
     """The input is wrong. The message is one line: the file, the field and the mend. Exit code 2."""

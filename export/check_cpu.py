@@ -23,10 +23,10 @@ def main() -> None:
     parser.add_argument("--require-int8", action="store_true", help="fail unless every encoder dense layer is INT8")
     options = parser.parse_args()
 
-    from bertjax.mlperf import cpu
-    from bertjax.mlperf.backend import CPU_ENGINES
-    from bertjax.mlperf.kernels import check_engine, format_kernels, format_share
-    from bertjax.runs import newest_student
+    from bertjax import machine
+    from bertjax.engines.backend import CPU_ENGINES
+    from bertjax.engines.kernels import check_engine, format_kernels, format_share
+    from bertjax.rundir import newest_student
 
     model = options.model or newest_student()
     failed = []
@@ -35,7 +35,7 @@ def main() -> None:
         print(f"{description}\n  encoder dense layers on integer kernels: {format_share(kernels)}")
         print(f"  kernels: {format_kernels(kernels)}")
         others = [entry.name for entry in kernels if not entry.integer]
-        switched_off = name == "openvino" and cpu.saturates_int8()
+        switched_off = name == "openvino" and machine.saturates_int8()
         if others and not (switched_off and options.backend == "both"):
             failed.append(f"{len(others)} on {name} ({', '.join(others)})")
     if options.require_int8 and failed:

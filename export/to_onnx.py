@@ -31,7 +31,7 @@ def main() -> None:
         parser.error("--output names one file; add --flavour cpu or --flavour trt")
 
     from bertjax.onnx.export import export_onnx, export_twin
-    from bertjax.runs import newest_student
+    from bertjax.rundir import newest_student
 
     model = options.model or newest_student()
     if options.exporter == "tf2onnx":

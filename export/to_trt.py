@@ -35,7 +35,7 @@ def main() -> None:
     add("--require-int8", action="store_true", help="fail unless every encoder dense layer is an INT8 GEMM")
     options = parser.parse_args()
 
-    from bertjax.runs import newest_student
+    from bertjax.rundir import newest_student
     from bertjax.tensorrt.build import BuildSettings, default_batches
     from bertjax.tensorrt.export import export_engine
     from bertjax.tensorrt.source import source_from_directory, source_from_onnx

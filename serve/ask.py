@@ -34,7 +34,7 @@ def main() -> None:
 
     from bertjax.asking import server, terminal
     from bertjax.asking.reader import Reader, example_for, teacher_of
-    from bertjax.runs import newest_student
+    from bertjax.rundir import newest_student
 
     model = options.model or newest_student()
     if options.web:

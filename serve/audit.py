@@ -36,25 +36,27 @@ def main() -> None:
     add("--reference-f1", type=float, help="F1 that the gate is a share of (default: the teacher's, of the run)")
     options = parser.parse_args()
 
-    from bertjax.mlperf import harness, records
-    from bertjax.mlperf.report import format_result
-    from bertjax.mlperf.userconf import find_audit_conf
-    from bertjax.runs import newest_student
+    from bertjax import rundir
+    from bertjax.mlperf import conf, gates, harness
+    from bertjax.mlperf.conf import find_audit_conf
+    from bertjax.mlperf.output import format_result
+    from bertjax.mlperf.result import record_result
+    from bertjax.rundir import newest_student
 
     if options.benchmarks != "bert":
         raise UserError(f"--benchmarks={options.benchmarks}: only bert is here")
-    if options.config_ver not in records.GATES:
-        raise UserError(f"--config_ver={options.config_ver}: unknown; choose one of {', '.join(records.GATES)}")
+    if options.config_ver not in gates.GATES:
+        raise UserError(f"--config_ver={options.config_ver}: unknown; choose one of {', '.join(gates.GATES)}")
     model = options.model or newest_student()
     log_root = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}-{options.config_ver}"
     runs = [
         harness.ServeSettings(
             model=model,
-            data=options.data or records.default_data(model),
+            data=options.data or rundir.default_data(model),
             scenario=scenario,
             mode=options.test_mode,
             log_root=log_root,
-            windows=records.window_settings(model),
+            windows=rundir.window_settings(model),
             backend=options.backend,
             duration_seconds=options.duration,
             user_conf=options.user_conf,
@@ -64,20 +66,20 @@ def main() -> None:
     ]
     for settings in runs:  # a misspelt last scenario is told before the first one runs
         harness.check(settings)
-    if options.test_mode in harness.SCORED and not options.reference_f1:
-        records.reference_f1(model, 0)  # told before the runs too
+    if options.test_mode in conf.SCORED and not options.reference_f1:
+        gates.reference_f1(model, 0)  # told before the runs too
     missed = []
     for settings in runs:
         result = harness.run(settings)
         print(format_result(result), flush=True)
-        records.record_result(model, result)
+        record_result(model, result)
         if result.accuracy is None:
             continue
         if options.reference_f1:
             reference, whose = options.reference_f1, "--reference-f1"
         else:
-            reference, whose = records.reference_f1(model, result.questions)
-        share = records.GATES[options.config_ver]
+            reference, whose = gates.reference_f1(model, result.questions)
+        share = gates.GATES[options.config_ver]
         passed = result.accuracy.f1 >= share * reference
         print(
             f"Accuracy gate {options.config_ver}: F1 {result.accuracy.f1:.3f}, wanted {share * reference:.3f}"

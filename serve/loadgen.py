@@ -19,7 +19,13 @@ from bertjax import programs
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
-    from bertjax.mlperf.harness import Result, ServeSettings
+    from bertjax.mlperf.harness import ServeSettings
+    from bertjax.mlperf.result import Result
+
+
+if TYPE_CHECKING:
+    from bertjax.mlperf.harness import ServeSettings
+    from bertjax.mlperf.result import Result
 
 
 def main() -> None:
@@ -56,18 +62,20 @@ def main() -> None:
     add("--logs", type=Path, help="folder for LoadGen's logs (default: a new one under build/logs)")
     options = parser.parse_args()
 
-    from bertjax.mlperf import harness, records
-    from bertjax.mlperf.report import format_result
-    from bertjax.mlperf.userconf import find_audit_conf
-    from bertjax.runs import newest_student
+    from bertjax import rundir
+    from bertjax.mlperf import harness
+    from bertjax.mlperf.conf import find_audit_conf
+    from bertjax.mlperf.output import format_result
+    from bertjax.mlperf.result import record_result
+    from bertjax.rundir import newest_student
 
     model = options.model or newest_student()
-    windows = records.window_settings(
+    windows = rundir.window_settings(
         model, max_seq=options.max_seq, doc_stride=options.doc_stride, max_query=options.max_query
     )
     settings = harness.ServeSettings(
         model=model,
-        data=options.data or records.default_data(model),
+        data=options.data or rundir.default_data(model),
         scenario=options.scenario,
         mode=options.mode,
         log_root=options.logs or Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}",
@@ -85,16 +93,15 @@ def main() -> None:
     )
     result = _find_peak(settings) if options.find_peak else harness.run(settings)
     print(format_result(result))
-    recorded = records.record_result(model, result)
+    recorded = record_result(model, result)
     if recorded:
         print(f"Recorded in {recorded}")
 
 
 def _find_peak(settings: ServeSettings) -> Result:
     """The run at the highest VALID rate; prints each run on the way and draws them."""
+    from bertjax.mlperf.output import PROBE_HEADER, draw_peak, format_probe
     from bertjax.mlperf.peak import server_peak
-    from bertjax.mlperf.pictures import draw_peak
-    from bertjax.mlperf.report import PROBE_HEADER, format_probe
 
     if (settings.scenario, settings.mode) != ("Server", "PerformanceOnly") or settings.target_qps is not None:
         raise UserError("--find-peak: goes with --scenario Server in PerformanceOnly, and finds --target-qps itself")

@@ -23,28 +23,29 @@ def main() -> None:
     parser.add_argument("--duration", type=float, default=5.0, help="least seconds of each run (default: 5)")
     options = parser.parse_args()
 
-    from bertjax import report
-    from bertjax.mlperf import harness, records
-    from bertjax.runs import newest_student
+    from bertjax import rundir
+    from bertjax.mlperf import harness, result
+    from bertjax.pipeline import report
+    from bertjax.rundir import newest_student
 
     run = options.run or newest_student().parent
-    student, teacher = run / report.STUDENT, run / "teacher"
+    student, teacher = run / rundir.STUDENT, run / "teacher"
     logs = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.resolve().name}"
     wanted = [(student, "Offline", "AccuracyOnly")]
     wanted += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
     for model, scenario, mode in wanted:
         settings = harness.ServeSettings(
             model=model,
-            data=records.default_data(model),
+            data=rundir.default_data(model),
             scenario=scenario,
             mode=mode,
             log_root=logs / model.name,
-            windows=records.window_settings(model),
+            windows=rundir.window_settings(model),
             backend=options.backend,
             duration_seconds=options.duration if mode == "PerformanceOnly" else None,
         )
         print(f"{model.name}: {scenario} {mode}", flush=True)
-        records.record_result(model, harness.run(settings))
+        result.record_result(model, harness.run(settings))
     print(f"\n{report.stage_table(run)}\n\n{report.loadgen_table(run)}")
     print(f"\n{report.write_report(run)}: the same with pictures; LoadGen's logs are in {logs}")
 

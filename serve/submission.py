@@ -18,6 +18,11 @@ from typing import TYPE_CHECKING
 
 from bertjax import programs
 from bertjax.errors import UserError, WorkFailed
+from bertjax.mlperf.result import Result
+
+if TYPE_CHECKING:
+    from bertjax.mlperf.submission.runs import ScenarioRuns
+
 
 if TYPE_CHECKING:
     from bertjax.mlperf.submission.runs import ScenarioRuns
@@ -58,8 +63,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def make(options: argparse.Namespace) -> None:
     """Run or collect, write the tree, and check it."""
-    from bertjax.mlperf.submission import facts, rules, system, tree
-    from bertjax.runs import newest_student
+    from bertjax.mlperf.submission import measurements, rules, system, tree
+    from bertjax.rundir import newest_student
 
     for name in ("system", "submitter", "output"):
         if getattr(options, name) is None:
@@ -72,7 +77,7 @@ def make(options: argparse.Namespace) -> None:
             raise UserError(f"--benchmarks {name}: unknown; there are {', '.join(rules.BENCHMARKS)}")
     model = options.model or newest_student()
     description = system.read_system(options.system, options.submitter)
-    facts.measurements(model, None)  # what it cannot find is told before an hour of runs
+    measurements.measurements(model, None)  # what it cannot find is told before an hour of runs
     submission = tree.Submission(
         model=model,
         submitter=options.submitter,
@@ -86,18 +91,20 @@ def make(options: argparse.Namespace) -> None:
 
 def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRuns]:
     """The runs, made or kept in the output's work area, or those that --collect names."""
-    from bertjax.mlperf import harness, records
-    from bertjax.mlperf.report import format_result
+    from bertjax import rundir
+    from bertjax.mlperf import harness
+    from bertjax.mlperf.output import format_result
+    from bertjax.mlperf.result import record_result
     from bertjax.mlperf.submission import runs
 
     scenarios = options.scenarios.split(",")
-    data, windows = options.data or records.default_data(model), records.window_settings(model)
+    data, windows = options.data or rundir.default_data(model), rundir.window_settings(model)
     if options.collect:
         return runs.collect_runs(options.collect, scenarios, model=model, data=data, windows=windows)
 
-    def tell(result: harness.Result) -> None:
+    def tell(result: Result) -> None:
         print(format_result(result), flush=True)
-        records.record_result(model, result)
+        record_result(model, result)
 
     settings = harness.ServeSettings(
         model=model,
@@ -125,10 +132,10 @@ def check(arguments: list[str]) -> None:
 
 def report(directory: Path, reference_f1: float | None) -> None:
     """Check a tree, and print every fault and the table of results."""
-    from bertjax.mlperf.records import REFERENCE_F1
+    from bertjax.display import text_table
+    from bertjax.mlperf.gates import REFERENCE_F1
     from bertjax.mlperf.submission.check import check_submission
     from bertjax.mlperf.submission.rules import Bounds
-    from bertjax.tables import text_table
 
     bounds = Bounds(reference_f1=reference_f1 or REFERENCE_F1)
     found = check_submission(directory, bounds)

@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from bertjax.data.windows import Window, WindowSettings
+from bertjax.engines.samples import SampleLibrary, read_dataset
+from tests.runs import write_run
+
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -32,3 +36,24 @@ def minilm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if subprocess.run([tool, folder], capture_output=True).returncode:
         pytest.skip("the pretrained encoder could not be fetched")
     return folder
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("run")
+    write_run(folder, 15, seed=7, stages={"teacher": {"f1": 90.0}})
+    return folder
+
+
+@pytest.fixture(scope="session")
+def windows(run_dir: Path) -> list[Window]:
+    return read_dataset(run_dir / "eval.json", run_dir / "student-int8", WindowSettings(max_seq=128)).windows
+
+
+@pytest.fixture
+def library(run_dir: Path) -> SampleLibrary:
+    """The evaluation file's windows, all loaded."""
+    dataset = read_dataset(run_dir / "eval.json", run_dir / "student-int8", WindowSettings(max_seq=128))
+    library = SampleLibrary(dataset, pad_id=0)
+    library.load(range(len(dataset.windows)))
+    return library

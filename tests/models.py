@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bertjax import modeldir, tensors
-from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.modeldir import store, tensors
+from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
 
 QUANTIZATION = Quantization.calibrated((), calibrator="max", calibration_examples=8)
 PLACEMENTS = (
@@ -53,10 +53,10 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys([*SPECIAL_TOKENS, *pieces, *_WORDS]))
 
 
-def random_tensors(config: BertConfig, *, seed: int) -> modeldir.Tensors:
+def random_tensors(config: BertConfig, *, seed: int) -> store.Tensors:
     """Weights under which activations stay of order 1 through the layers, and scales that fit them, some clipping."""
     rng = np.random.default_rng(seed)
-    parameters: modeldir.Tensors = {}
+    parameters: store.Tensors = {}
     for name, shape in tensors.question_answering_shapes(config).items():
         if name.endswith("_scale"):
             continue
@@ -95,4 +95,4 @@ def write_random_model(directory: Path, config: BertConfig, *, seed: int) -> Non
         (Path(folder) / "tokenizer_config.json").write_text(
             json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
         )
-        modeldir.save(directory, config, random_tensors(config, seed=seed), tokenizer_from=Path(folder))
+        store.save(directory, config, random_tensors(config, seed=seed), tokenizer_from=Path(folder))

@@ -12,8 +12,8 @@ from pathlib import Path
 import onnx
 import pytest
 
+from bertjax import machine
 from bertjax.errors import WorkFailed
-from bertjax.mlperf import cpu
 from tests.models import tiny_config, write_random_model
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ def test_check_cpu_tells_and_demands_integer_kernels(tmp_path: Path, quantized: 
 
 def test_check_cpu_demands_no_integer_kernels_where_they_are_switched_off(tmp_path: Path, monkeypatch) -> None:
     write_random_model(tmp_path / "model", tiny_config(), seed=0)
-    monkeypatch.setattr(cpu, "saturates_int8", lambda: True)
+    monkeypatch.setattr(machine, "saturates_int8", lambda: True)
     main = runpy.run_path(str(ROOT / "export" / "check_cpu.py"))["main"]
     arguments = ["check_cpu.py", "--model", str(tmp_path / "model"), "--require-int8"]
     monkeypatch.setattr(sys, "argv", arguments)

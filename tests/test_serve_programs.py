@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mlperf.conftest import write_run
+from tests.runs import write_run
 
 ROOT = Path(__file__).resolve().parents[1]
 

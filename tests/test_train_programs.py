@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from bertjax import modeldir
 from bertjax.data.corpus import write_corpus
-from bertjax.presets import PRESETS
+from bertjax.modeldir import store
+from bertjax.modeldir.tensors import masked_lm_head_shapes
+from bertjax.pipeline.presets import PRESETS
 from bertjax.pruning.latency import read_table
-from bertjax.tensors import masked_lm_head_shapes
 from tests.models import tiny_config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,8 +87,8 @@ def test_pretraining_leads_to_finetuning(tmp_path: Path):
     ]
     done = _call(_program("pretrain.py"), "--text-file", str(files.train), "--output", "encoder", *shape, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    config, _ = modeldir.load_encoder(tmp_path / "encoder")
-    assert masked_lm_head_shapes(config).keys() <= modeldir.read_tensors(tmp_path / "encoder").keys()
+    config, _ = store.load_encoder(tmp_path / "encoder")
+    assert masked_lm_head_shapes(config).keys() <= store.read_tensors(tmp_path / "encoder").keys()
     flags = [
         "--max-seq",
         "64",
@@ -104,7 +104,7 @@ def test_pretraining_leads_to_finetuning(tmp_path: Path):
     sources = ["--encoder", "encoder", "--train-file", str(files.train), "--val-file", str(files.val)]
     done = _call(_program("finetune.py"), *sources, *flags, "--output", "teacher", cwd=tmp_path)
     assert done.returncode == 0 and "F1" in done.stdout, done.stderr
-    modeldir.load_question_answering(tmp_path / "teacher")
+    store.load_question_answering(tmp_path / "teacher")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["corpus", "encoder", "teacher"]
 
 

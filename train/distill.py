@@ -10,8 +10,9 @@ import argparse
 import shlex
 import sys
 
-from bertjax.programs import parse_run, run
-from bertjax.settings import RunSettings, check_goal
+from bertjax.pipeline.flags import parse_run
+from bertjax.pipeline.settings import RunSettings, check_goal
+from bertjax.programs import run
 
 
 def parse(arguments: list[str]) -> RunSettings:
@@ -26,9 +27,12 @@ def parse(arguments: list[str]) -> RunSettings:
 
 def main() -> None:
     settings = parse(sys.argv[1:])
-    from bertjax import pipeline, report  # JAX is imported only once the flags are right
+    from bertjax.pipeline import (
+        report,  # JAX is imported only once the flags are right
+        stages,
+    )
 
-    done = pipeline.run_pipeline(settings, shlex.join(["python", *sys.argv]))
+    done = stages.run_pipeline(settings, shlex.join(["python", *sys.argv]))
     print()
     print(report.stage_table(done.folder))
     print(f"\n{report.write_report(done.folder)}: the same with pictures")

@@ -13,8 +13,9 @@ import shutil
 from pathlib import Path
 
 from bertjax.errors import UserError
-from bertjax.programs import add_setting_flags, run
-from bertjax.settings import RunSettings
+from bertjax.pipeline.flags import add_setting_flags
+from bertjax.pipeline.settings import RunSettings
+from bertjax.programs import run
 
 FLAGS = [
     "output",
@@ -53,12 +54,13 @@ def parse() -> RunSettings:
 def main() -> None:
     settings = parse()
 
-    from bertjax import inputs, modeldir  # JAX and what needs it are imported only once the flags are right
-    from bertjax.data.download import model_directory
     from bertjax.data.tokenizer import load_tokenizer
-    from bertjax.evaluation import Evaluator
-    from bertjax.model import as_arrays
-    from bertjax.pipeline import fine_tune_encoder
+    from bertjax.model.bert import as_arrays
+    from bertjax.model.inference import Evaluator
+    from bertjax.modeldir import store  # JAX and what needs it are imported only once the flags are right
+    from bertjax.modeldir.store import model_directory
+    from bertjax.pipeline import inputs
+    from bertjax.pipeline.stages import fine_tune_encoder
 
     output, encoder = Path(settings.output), model_directory(settings.encoder, "--encoder")
     if output.exists():
@@ -67,7 +69,7 @@ def main() -> None:
     train, validation = inputs.load_training(settings, files, tokenizer)
     work = output.with_name(f"{output.name}.work")
     config, params = fine_tune_encoder(settings, encoder, train, validation, work)
-    modeldir.save(output, config, as_arrays(params), tokenizer_from=encoder)
+    store.save(output, config, as_arrays(params), tokenizer_from=encoder)
     shutil.rmtree(work)
     score = Evaluator(config, validation)(params).score
     print(f"{output}: exact match {score.exact_match:.2f}, F1 {score.f1:.2f} on the validation part")

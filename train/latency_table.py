@@ -16,14 +16,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
-from bertjax import programs, records
-from bertjax.config import BertConfig, Quantization
+from bertjax import machine, programs
+from bertjax.display import text_table
+from bertjax.engines.timing.shapes import Load, time_shapes
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu
-from bertjax.mlperf.shapes import Load, time_shapes
+from bertjax.modeldir.config import BertConfig, Quantization
 from bertjax.pruning import latency
 from bertjax.pruning.latency import LatencyTable
-from bertjax.tables import text_table
 
 BATCH_TOKENS = 1024  # of a batch, as Offline makes them
 
@@ -58,8 +57,8 @@ def main() -> None:
     seq = options.seq or min(128, config.max_position_embeddings)
     if seq > config.max_position_embeddings:
         raise UserError(f"--seq {seq}: {options.model} has {config.max_position_embeddings} positions")
-    streams = options.streams or cpu.cores()
-    threads = options.threads or max(1, cpu.cores() // streams)
+    streams = options.streams or machine.cores()
+    threads = options.threads or max(1, machine.cores() // streams)
     load = Load(batch=options.batch or max(1, BATCH_TOKENS // seq), seq=seq, streams=streams, threads=threads)
     also = options.quantize_also
     quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
@@ -70,7 +69,7 @@ def main() -> None:
     )
     about = {"backend": backend.name, "description": backend.description, "quantize_also": also}
     about |= {"batch": load.batch, "seq": load.seq, "streams": load.streams, "threads": load.threads}
-    about |= {"clock": load.clock, "versions": records.versions(), "machine": records.machine()}
+    about |= {"clock": load.clock, "versions": machine.package_versions(), "machine": machine.describe()}
     table = latency.table_from(probes, seconds[: len(probes)], about)
     table = latency.with_checks(table, checks, seconds[len(probes) :])
     latency.write_table(options.output, table)

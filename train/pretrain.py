@@ -45,21 +45,23 @@ def main() -> None:
         raise UserError(f"--hidden {options.hidden}: must be a multiple of --heads {options.heads}")
     import jax.numpy as jnp  # imported only once the flags are right
 
-    from bertjax import modeldir, scratch
-    from bertjax.data.download import model_directory
+    from bertjax.data.text import read_corpus
     from bertjax.data.tokenizer import load_tokenizer
-    from bertjax.model import as_arrays
+    from bertjax.model import masked_lm
+    from bertjax.model.bert import as_arrays
+    from bertjax.modeldir import store
+    from bertjax.modeldir.store import model_directory
     from bertjax.training.loop import TrainSettings
-    from bertjax.training.pretrain import pretrain, read_corpus
+    from bertjax.training.pretrain import Shape, masked_lm_from_nothing, pretrain
 
     work = options.output.with_name(f"{options.output.name}.work")
     if options.encoder:
         source = model_directory(options.encoder, "--encoder")
-        config, params = scratch.masked_lm_from_encoder(source, seed=options.seed)
+        config, params = masked_lm.masked_lm_from_encoder(source, seed=options.seed)
     else:
         source = work / "tokenizer"
-        config, params = scratch.masked_lm_from_nothing(
-            scratch.Shape(
+        config, params = masked_lm_from_nothing(
+            Shape(
                 vocab_size=options.vocab_size,
                 hidden_size=options.hidden,
                 num_layers=options.layers,
@@ -84,7 +86,7 @@ def main() -> None:
         folder=work,
         dtype=jnp.dtype(options.dtype),
     )
-    modeldir.save(options.output, config, as_arrays(params), tokenizer_from=source)
+    store.save(options.output, config, as_arrays(params), tokenizer_from=source)
     shutil.rmtree(work, ignore_errors=True)
     print(f"{options.output}: pre-trained for {options.steps} steps; fine-tune it with train/finetune.py")
 

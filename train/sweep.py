@@ -16,8 +16,9 @@ import shlex
 import sys
 
 from bertjax.errors import UserError
-from bertjax.programs import parse_run, run
-from bertjax.settings import RunSettings, check_goal
+from bertjax.pipeline.flags import parse_run
+from bertjax.pipeline.settings import RunSettings, check_goal
+from bertjax.programs import run
 
 REDUCTIONS = "1.5,2,3,4,5.6,8"
 
@@ -59,7 +60,10 @@ def _numbers(text: str, flag: str) -> list[float]:
 
 def main() -> None:
     base, wanted = parse(sys.argv[1:])
-    from bertjax import sweep, sweep_report  # JAX is imported only once the flags are right
+    from bertjax.pipeline import (
+        sweep,
+        sweep_report,  # JAX is imported only once the flags are right
+    )
 
     folder = sweep.run_sweep(base, wanted, shlex.join(["python", *sys.argv]))
     print(f"\n{sweep_report.sweep_table(folder)}\n\n{sweep_report.advice(folder)}")

@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax.config import INPUTS, BertConfig, count_macs
+from bertjax import machine, rundir
 from bertjax.data.answers import candidate_spans
 from bertjax.data.batching import collate, plan_inference
-from bertjax.data.features import Window, WindowSettings, make_windows
 from bertjax.data.squad import Example, read_squad
+from bertjax.data.windows import Window, WindowSettings, make_windows
+from bertjax.engines.choose import open_backend
+from bertjax.engines.samples import LENGTH_MULTIPLE, fitting_tokenizer
 from bertjax.errors import UserError
-from bertjax.mlperf import cpu, records
-from bertjax.mlperf.backend import open_backend
-from bertjax.mlperf.queues import LENGTH_MULTIPLE
-from bertjax.mlperf.samples import fitting_tokenizer
+from bertjax.modeldir.config import INPUTS, BertConfig, count_macs
 
 BAR_AFTER = 2.0  # seconds without an answer until a bar shows that work is going on
 
@@ -67,12 +66,14 @@ class Reader:
           UserError: the directory is no complete model with its tokenizer, or the backend cannot run here.
         """
         self.name = Path(directory).resolve().name
-        self.settings: WindowSettings = records.window_settings(directory)
+        self.settings: WindowSettings = rundir.window_settings(directory)
         self._tokenizer = fitting_tokenizer(directory, self.settings)
         config = BertConfig.from_json(Path(directory) / "config.json")
         self.macs = count_macs(config, self.settings.max_seq)  # of one full window
         self._pad_id = config.pad_token_id
-        self._backend = open_backend(backend, directory, streams=1, threads=cpu.cores(), longest=self.settings.max_seq)
+        self._backend = open_backend(
+            backend, directory, streams=1, threads=machine.cores(), longest=self.settings.max_seq
+        )
         self.description = self._backend.description
         self._met: set[tuple[int, int]] = set()
 
@@ -169,6 +170,6 @@ def example_for(model: Path) -> Example:
     The demo's model knows only the kind of text that it was trained on.
     """
     try:
-        return read_squad(records.default_data(model))[0]
+        return read_squad(rundir.default_data(model))[0]
     except UserError:
         return EXAMPLE

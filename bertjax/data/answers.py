@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from bertjax.data.features import Window
 from bertjax.data.squad import Example
-from bertjax.modeldir import write_file_aside
+from bertjax.data.windows import Window
+from bertjax.files import write_file_aside
 
 N_BEST = 20
 MAX_ANSWER_TOKENS = 30

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from bertjax.data.features import Window
+from bertjax.data.dataset import Dataset
+from bertjax.data.windows import Window
 
 Batch = dict[str, np.ndarray]
 
@@ -109,3 +110,31 @@ def filled_batches(
         batch["attention_mask"][len(plan.rows) :] = 0
         batches.append(batch)
     return batches
+
+
+def batch_maker(dataset: Dataset, *, pad_id: int, batch_size: int, multiple: int, seed: int) -> Callable[[int], Batch]:
+    """The batch of any step, over as many shuffled epochs as the steps need, padded to a multiple of `multiple`."""
+    per_epoch = steps_per_epoch(dataset, batch_size)
+    plans: dict[int, list[BatchPlan]] = {}
+
+    def make_batch(step: int) -> Batch:
+        epoch, index = divmod(step, per_epoch)
+        if epoch not in plans:
+            plans.clear()
+            plans[epoch] = plan_epoch(
+                dataset.lengths,
+                batch_size=batch_size,
+                multiple=multiple,
+                longest=dataset.longest,
+                seed=seed,
+                epoch=epoch,
+            )
+        plan = plans[epoch][index]
+        batch = collate(dataset.windows, plan.rows, plan.length, pad_id)
+        return batch | {"rows": plan.rows}
+
+    return make_batch
+
+
+def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
+    return -(-len(dataset.windows) // batch_size)

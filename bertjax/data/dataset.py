@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from tokenizers import Tokenizer
 
-from bertjax.data.features import Window, WindowSettings, make_windows
 from bertjax.data.squad import Example, read_squad
+from bertjax.data.windows import Window, WindowSettings, make_windows
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

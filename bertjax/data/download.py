@@ -1,16 +1,15 @@
-"""Public data and weights, fetched once into the user's cache folder."""
+"""The public SQuAD, fetched once into the user's cache folder."""
 
 from __future__ import annotations
 
 import os
-import urllib.error
 import urllib.request
 from pathlib import Path
 
 from tqdm import tqdm
 
 from bertjax.errors import UserError
-from bertjax.modeldir import write_file_aside
+from bertjax.files import write_file_aside
 
 SQUAD = "squad-v1.1"  # the name that stands for the public files below
 _SQUAD_ADDRESS = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
@@ -46,31 +45,3 @@ def _fetch(address: str) -> bytes:
         raise UserError(
             f"{address}: cannot be fetched ({error}); give the file with --train-file and --eval-file"
         ) from None
-
-
-def model_directory(name: str, flag: str) -> Path:
-    """A model directory: `name` itself if it is a folder, else the hub's model of that name.
-
-    Raises:
-      UserError: it is neither a folder nor to be had from the hub.
-    """
-    path = Path(name)
-    if path.is_dir():
-        return path
-    if path.is_absolute() or name.startswith(".") or name.count("/") > 1:
-        raise UserError(f"{flag} {name}: no such folder")
-    from huggingface_hub import snapshot_download  # imported late: only a download pays for it
-
-    try:
-        patterns = [
-            "config.json",
-            "model*.safetensors",
-            "*.index.json",
-            "tokenizer*.json",
-            "special_tokens_map.json",
-            "vocab.txt",
-        ]
-        return Path(snapshot_download(name, allow_patterns=patterns))
-    except Exception as error:  # the hub's client raises many kinds; each means that the model is not to be had
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"{flag} {name}: no such folder, and not to be had from the hub ({reason})") from None

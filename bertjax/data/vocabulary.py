@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import BertWordPieceTokenizer
 
 from bertjax.data.tokenizer import SPECIAL_TOKENS
-from bertjax.modeldir import write_aside
+from bertjax.files import write_aside
 
 _PRINTABLE = "".join(chr(code) for code in range(33, 127))
 

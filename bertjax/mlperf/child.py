@@ -8,8 +8,8 @@ import sys
 import threading
 import traceback
 
+from bertjax.engines.workers import processes
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import processes
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     settings = pickle.load(sys.stdin.buffer)
     threading.Thread(target=processes.end_with_parent, daemon=True).start()
     try:
-        from bertjax.mlperf.serve import serve
+        from bertjax.mlperf.session import serve
 
         outcome: object = serve(settings)
     except (UserError, WorkFailed) as error:

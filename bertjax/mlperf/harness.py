@@ -9,27 +9,17 @@ import os
 import pickle
 import subprocess
 import tempfile
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from bertjax.data.features import WindowSettings
-from bertjax.data.metrics import Score
+from bertjax.data.windows import WindowSettings
+from bertjax.engines.backend import BACKENDS
+from bertjax.engines.workers import processes
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import processes
-from bertjax.mlperf.backend import BACKENDS
-from bertjax.mlperf.layout import Layout
-from bertjax.mlperf.results import Performance
-from bertjax.mlperf.userconf import SCENARIOS, read_audit_conf, read_user_conf
-from bertjax.modeldir import disk_error
+from bertjax.files import disk_error
+from bertjax.mlperf.conf import MODES, SCENARIOS, read_audit_conf, read_user_conf
+from bertjax.mlperf.result import Result
 
-MODES = ("SubmissionRun", "AccuracyOnly", "PerformanceOnly", "FindPeakPerformance")  # in LoadGen's own order
-SCORED = ("SubmissionRun", "AccuracyOnly")  # those of MODES that give an accuracy
-LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
-SHORT_SECONDS = 10.0  # a run for people
 ENDING_SECONDS = 10.0  # for a serving process to end what it has started; Ray takes some
-SERVER_BOUND_MILLISECONDS = 130.0  # mlperf.conf's target_latency of bert in Server, of the 99th percentile
-OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,53 +47,6 @@ class ServeSettings:
     @property
     def log_dir(self) -> Path:
         return self.log_root / self.scenario / self.mode
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Result:
-    """What a run gave: no `accuracy` without a phase of accuracy, no `performance` after AccuracyOnly."""
-
-    scenario: str
-    mode: str
-    model: str
-    backend: str
-    description: str
-    layout: Layout
-    log_dir: Path
-    questions: int
-    windows: int
-    duration_seconds: float  # the minimum that LoadGen was asked for
-    target_qps: float | None  # Server only: the rate that was issued; after FindPeakPerformance the one that was found
-    audit_conf: Path | None
-    resident_bytes: dict[str, int] | None  # of the serving process, at the `start` of the run and at its `end`
-    performance: Performance | None
-    accuracy: Score | None
-
-    @property
-    def official_length(self) -> bool:
-        """Whether the run was as long as the rules want for a submission."""
-        return self.duration_seconds >= OFFICIAL_SECONDS
-
-    def record(self) -> dict[str, Any]:
-        """The run's entry in `metrics.json`, under loadgen / model / scenario."""
-        about = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
-        about["layout"] = dataclasses.asdict(self.layout)
-        if self.audit_conf is not None:
-            about["audit_conf"] = str(self.audit_conf)
-        found = {}
-        if self.accuracy is not None:
-            found["accuracy"] = about | {"questions": self.questions} | dataclasses.asdict(self.accuracy)
-        if self.performance is not None:
-            length = {"minimum_duration_seconds": self.duration_seconds, "official_length": self.official_length}
-            issued = {"target_qps": self.target_qps}
-            part = "peak" if self.mode == "FindPeakPerformance" else "performance"
-            found[part] = about | length | issued | dataclasses.asdict(self.performance)
-        return found
-
-
-def server_bound_seconds(conf: Mapping[str, float]) -> float:
-    """The latency that Server's 99th percentile may have, of a user.conf's settings as `read_user_conf` gives them."""
-    return conf.get("target_latency", SERVER_BOUND_MILLISECONDS) / 1e3
 
 
 def compile_seconds(duration: float) -> float:

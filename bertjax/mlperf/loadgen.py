@@ -16,12 +16,11 @@ from pathlib import Path
 import mlperf_loadgen
 import numpy as np
 
+from bertjax.engines.samples import SampleLibrary
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf.harness import OFFICIAL_SECONDS
-from bertjax.mlperf.samples import SampleLibrary
-from bertjax.mlperf.system import System
+from bertjax.mlperf.conf import BENCHMARK, OFFICIAL_SECONDS, read_user_conf
+from bertjax.mlperf.sut import System
 from bertjax.mlperf.timeline import Timeline
-from bertjax.mlperf.userconf import BENCHMARK, read_user_conf
 
 MAX_PERFORMANCE_SAMPLES = 10_833  # mlperf.conf's performance_sample_count for bert
 
@@ -67,7 +66,7 @@ def make_settings(load: Load, sample_count: int) -> mlperf_loadgen.TestSettings:
 
 
 def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> None:
-    """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `system.Complete`."""
+    """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `sut.Complete`."""
     start, (row_bytes, token_bytes, _) = logits.__array_interface__["data"][0], logits.strides
     answers = zip(ids, range(start, start + logits.nbytes, row_bytes), lengths, strict=True)
     mlperf_loadgen.QuerySamplesComplete(

@@ -12,8 +12,9 @@ from collections.abc import Callable
 
 from bertjax.errors import WorkFailed
 from bertjax.mlperf import harness
-from bertjax.mlperf.harness import Result, ServeSettings
-from bertjax.mlperf.userconf import read_user_conf
+from bertjax.mlperf.conf import SHORT_SECONDS, read_user_conf, server_bound_seconds
+from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf.result import Result
 
 STEP = 0.02  # to which the rate is found, as a share of Offline's
 STEP_DOWN = 0.03  # by which the rate falls, as a share of itself, after a confirming run that failed
@@ -85,8 +86,8 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
       UserError, WorkFailed: as `harness.run` and `find_peak`.
     """
     conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
-    bound = harness.server_bound_seconds(conf)
-    full = settings.duration_seconds or conf.get("min_duration", 1e3 * harness.SHORT_SECONDS) / 1e3
+    bound = server_bound_seconds(conf)
+    full = settings.duration_seconds or conf.get("min_duration", 1e3 * SHORT_SECONDS) / 1e3
     short = min(full, PROBE_SECONDS)
     root, results = settings.log_root, []
     begin = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""The two ways in which issued samples become batches: planned at once, or as they arrive."""
+"""How issued samples become batches: planned at once, or as they arrive, cut into the cheapest ones."""
 
 from __future__ import annotations
 
@@ -13,15 +13,9 @@ from typing import Protocol
 import numpy as np
 
 from bertjax.data.batching import padded_lengths, plan_inference
-from bertjax.mlperf.packing import BatchCost, cheapest_batches
+from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE
+from bertjax.engines.timing.cost import BATCH_ROWS, BatchCost
 
-LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
-# In Server, where batches take any number of rows: half as many shapes, each of which OpenVINO compiles a model for,
-# for about 1 % of the rate.
-SERVER_MULTIPLE = 16
-# In SingleStream where each length has a compiled model of its own, whose kernels, weights and buffers have left the
-# caches when its turn comes again: few lengths are worth some padding (benchmarks/padding.py).
-SINGLE_MULTIPLE = 32
 CANDIDATES = 48  # waiting samples that DynamicQueue looks at; more would not make batches cheaper by 1 %
 PLAN_AHEAD = 0.002  # seconds of work that is planned at once; planning takes about 0.1 ms
 
@@ -81,7 +75,7 @@ class DynamicQueue:
     """For queries that come one by one (Server), each of which has a latency to keep to.
 
     A free worker never waits for more to come. It looks at the CANDIDATES oldest waiting samples, cuts them into the
-    batches that take the least time in all (`packing.cheapest_batches`) and runs the one with the oldest sample: under
+    batches that take the least time in all (`queues.cheapest_batches`) and runs the one with the oldest sample: under
     little load that is the sample alone, and the more wait, the fuller and the less padded batches are.
 
     A sample that would come too late even if it ran at once has lost its race, and would take others down with it: it
@@ -167,3 +161,36 @@ class DynamicQueue:
     def _batch(self, samples: Sequence[_Waiting]) -> Batch:
         _, ids, indices = zip(*samples, strict=True)
         return Batch(ids=list(ids), indices=list(indices), length=self._padded[indices[-1]])
+
+
+def cheapest_batches(lengths: Sequence[int], *, tokens: int, cost: BatchCost) -> list[tuple[int, int]]:
+    """Cut samples in order of length into the batches that take the least time in all.
+
+    Dynamic programming over the cuts: the best way to run the first n samples ends with a batch of the last few of
+    them. For samples in order of length no batch need leave out one between two that it holds.
+
+    Args:
+      lengths: padded lengths in ascending order.
+      tokens: most padded tokens in a batch of several samples; it holds as many as BATCH_ROWS has.
+
+    Returns:
+      Ranges (begin, end) that cover all samples.
+    """
+    best, cuts, overhead = [0.0], [0], cost.batch
+    for end, length in enumerate(lengths, start=1):
+        row = cost.row(length)
+        least, cut = best[end - 1] + overhead + row, end - 1
+        most = min(end, tokens // length)
+        for rows in BATCH_ROWS[1:]:
+            if rows > most:
+                break
+            total = best[end - rows] + overhead + rows * row
+            if total < least:
+                least, cut = total, end - rows
+        best.append(least)
+        cuts.append(cut)
+    ranges, end = [], len(lengths)
+    while end:
+        ranges.append((cuts[end], end))
+        end = cuts[end]
+    return ranges

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import array
 import dataclasses
-import os
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -73,12 +71,3 @@ class Timeline:
         return Timing(
             issued=issued - begin, latencies=of_query - issued, answered=np.sort(answered) - begin, samples=sizes
         )
-
-
-def resident_bytes() -> int | None:
-    """Memory that this process holds now; None where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")

@@ -12,9 +12,9 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from bertjax.modeldir import Tensors
+from bertjax.modeldir.store import Tensors
+from bertjax.modeldir.tensors import DenseSite, feature_factors
 from bertjax.onnx.graph import ZERO_POINT, Graph
-from bertjax.tensors import DenseSite, feature_factors
 
 
 def quantize_weight(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarray) -> np.ndarray:

@@ -12,12 +12,12 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from bertjax import tensors
-from bertjax.config import INPUTS, OUTPUTS, BertConfig
-from bertjax.modeldir import Tensors
+from bertjax.modeldir import tensors
+from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
+from bertjax.modeldir.store import Tensors
+from bertjax.modeldir.tensors import DenseSite
 from bertjax.onnx.dense import dense, fake_quantize, undo_factors
 from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
-from bertjax.tensors import DenseSite
 
 # ONNX Runtime mishandles int8 Q/DQ around Reshape and Transpose from opset 21 on; 20 is the first with Gelu.
 OPSET = 20

@@ -13,9 +13,10 @@ from pathlib import Path
 import onnx
 
 import bertjax
-from bertjax import modeldir
-from bertjax.config import BertConfig
+from bertjax import files
 from bertjax.errors import UserError, WorkFailed
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.emit import REVISION, emit
 from bertjax.onnx.graph import FLAVOURS, FlavourName
 
@@ -36,7 +37,7 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
     (TensorRT). A model without quantization gets no Q/DQ in either. Weights over 2 GB go to `<file>.data`.
 
     Args:
-      directory: a model directory, read as `modeldir.load_question_answering` does.
+      directory: a model directory, read as `store.load_question_answering` does.
       flavour: `cpu` or `trt`.
       output: the file to write; `default_path` where it is None.
 
@@ -47,7 +48,7 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
       UserError: the directory is no complete model, or the place cannot be written.
       WorkFailed: the disk is full, or ONNX's own checker refuses the graph.
     """
-    config, parameters = modeldir.load_question_answering(directory)
+    config, parameters = store.load_question_answering(directory)
     model = emit(config, parameters, FLAVOURS[flavour])
     onnx.helper.set_model_props(model, _record(directory, config, flavour))
     target = Path(output) if output else default_path(directory, config, flavour)
@@ -75,7 +76,7 @@ def export_twin(directory: Path, *, output: Path | None = None) -> Path:
         from bertjax.onnx import twin
     except ModuleNotFoundError as error:
         raise UserError(f"--exporter tf2onnx: {error.name} is not installed; run pip install bertjax[tf]") from None
-    config, parameters = modeldir.load_question_answering(directory)
+    config, parameters = store.load_question_answering(directory)
     model = twin.convert(config, parameters)
     onnx.helper.set_model_props(model, _record(directory, config, "cpu") | {"exporter": "tf2onnx"})
     target = Path(output) if output else Path(directory) / "model.tf2onnx.onnx"
@@ -147,6 +148,6 @@ def _aside(target: Path) -> Iterator[Path]:
         folder.mkdir(parents=True)
         yield folder
     except OSError as error:
-        raise modeldir.disk_error(target, error) from None
+        raise files.disk_error(target, error) from None
     finally:
         shutil.rmtree(folder, ignore_errors=True)

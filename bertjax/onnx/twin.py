@@ -12,18 +12,18 @@ import math
 import os
 from collections.abc import MutableSequence
 
-# TensorFlow reads these when it is imported. Without them it reports its build and its CPU on every start.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
-
 import numpy as np
 import onnx
 import tensorflow as tf
 import tf2onnx
 
-from bertjax.config import INPUTS, OUTPUTS, BertConfig
-from bertjax.modeldir import Tensors
-from bertjax.tensors import dense_sites
+from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
+from bertjax.modeldir.store import Tensors
+from bertjax.modeldir.tensors import dense_sites
+
+# TensorFlow reads these when it is imported. Without them it reports its build and its CPU on every start.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "0")
 
 OPSET = 18  # the highest that tf2onnx 1.17 writes
 MASKED = -1e4  # added to the scores of padding; exp() of it is 0 in float32

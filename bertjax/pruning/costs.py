@@ -7,7 +7,10 @@ from typing import Literal
 
 import numpy as np
 
-from bertjax.config import BertConfig, ffn_unit_macs, head_macs
+from bertjax.errors import UserError
+from bertjax.modeldir.config import BertConfig, ffn_unit_macs, head_macs
+
+MAX_REDUCTION = 32.0  # what is left beyond it is a head or two per model: no student of that size answers anything
 
 Goal = Literal["flops", "latency"]
 
@@ -46,3 +49,12 @@ def largest_blocks(config: BertConfig) -> tuple[int, int]:
     return max((layer.heads for layer in config.layers), default=0), max(
         (layer.ffn for layer in config.layers), default=0
     )
+
+
+def check_reduction(reduction: float, flag: str) -> None:
+    """Raise UserError unless a student so much smaller can exist."""
+    if not 1.0 <= reduction <= MAX_REDUCTION:
+        raise UserError(
+            f"{flag} {reduction:g}: must lie between 1 and {MAX_REDUCTION:g};"
+            " with less than that left no student can answer"
+        )

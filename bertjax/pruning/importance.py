@@ -18,12 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bertjax.accelerator import padding_multiple
-from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
-from bertjax.model import BertForQuestionAnswering, Gates, Params, bind
-from bertjax.modeldir import write_file_aside
+from bertjax.files import write_file_aside
+from bertjax.model.bert import BertForQuestionAnswering, Gates, Params, bind
+from bertjax.model.inference import padding_multiple
+from bertjax.modeldir.config import BertConfig
 from bertjax.training.losses import span_cross_entropy
 
 BATCH_TOKENS = 4096
@@ -130,7 +130,7 @@ def measure_importance(
 
 
 def save_importance(path: Path, importance: Importance) -> None:
-    """Write as `.npz`; errors as `modeldir.write_file_aside`."""
+    """Write as `.npz`; errors as `files.write_file_aside`."""
     arrays = {"attention_blocks": importance.attention_blocks, "ffn_blocks": importance.ffn_blocks}
     arrays |= {"layers": importance.layers}
     arrays |= {f"heads.{index}": value for index, value in enumerate(importance.heads)}

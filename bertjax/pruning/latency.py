@@ -14,11 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.errors import UserError
-from bertjax.modeldir import write_file_aside
-from bertjax.pruning.costs import Costs, largest_blocks, mac_costs
-from bertjax.settings import RunSettings
+from bertjax.files import write_file_aside
+from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
+from bertjax.pruning.costs import Costs, largest_blocks
 
 LAYERS = 4  # of a probe: enough to stand out from what is not a block
 PROBE_VOCABULARY = 1000  # looking up a row takes about the same however many there are
@@ -144,46 +143,8 @@ def with_checks(table: LatencyTable, shapes: Sequence[BertConfig], seconds: Sequ
     return dataclasses.replace(table, checks=checks)
 
 
-def run_costs(settings: RunSettings, teacher: BertConfig) -> Costs:
-    """What a run's search counts in: seconds by its latency table, or multiply-accumulates.
-
-    Raises:
-      UserError: the table cannot be read, or is of another model or arithmetic.
-    """
-    if not settings.latency_table:
-        return mac_costs(teacher, settings.max_seq)
-    table, name = read_table(Path(settings.latency_table)), f"--latency-table {settings.latency_table}"
-    timed = table.about.get("quantize_also", [])
-    if sorted(timed) != sorted(settings.quantize_also):
-        raise UserError(f"{name}: timed with {' '.join(timed) or 'nothing'} in --quantize-also; ask for the same here")
-    return table.costs(teacher, name)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """What a run's latency table says of its student."""
-
-    about: dict[str, Any]  # the table's
-    dense_seconds: float  # of the teacher, were it INT8
-    student_seconds: float
-    reduction: float
-
-    def __str__(self) -> str:
-        small, dense = 1e3 * self.student_seconds, 1e3 * self.dense_seconds
-        load = f"{self.about.get('batch')} x {self.about.get('seq')} tokens, {self.about.get('description')}"
-        return f"predicted: {small:.2f} ms of {dense:.2f} ms, {self.reduction:.2f}x faster ({load})"
-
-
-def predict(settings: RunSettings, teacher: BertConfig, student: BertConfig) -> Prediction:
-    """The table's times of dense model and student; raises as `run_costs`."""
-    costs = run_costs(settings, teacher)
-    dense, small = costs.total(teacher), costs.total(student)
-    about = read_table(Path(settings.latency_table)).about
-    return Prediction(about=about, dense_seconds=dense, student_seconds=small, reduction=dense / small)
-
-
 def write_table(path: Path, table: LatencyTable) -> None:
-    """Write as JSON; errors as `modeldir.write_file_aside`."""
+    """Write as JSON; errors as `files.write_file_aside`."""
     write_file_aside(Path(path), json.dumps(dataclasses.asdict(table), indent=1) + "\n")
 
 

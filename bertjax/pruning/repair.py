@@ -23,24 +23,16 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bertjax.accelerator import padding_multiple
-from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
-from bertjax.model import BertForQuestionAnswering, Context, Layer, Params, bind, mask_bias
-from bertjax.tensors import layer_prefix
+from bertjax.model.bert import BertForQuestionAnswering, Context, Layer, Model, Params, bind, mask_bias
+from bertjax.model.inference import padding_multiple
+from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import layer_prefix
 
 RIDGE = 1e-4  # times the mean square of the kept units
 BATCH_TOKENS = 4096
 LENGTH_MULTIPLE = 128  # every layer compiles for every padded length: few lengths
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """A floating-point model: its shape and its parameters by name."""
-
-    config: BertConfig
-    params: Params
 
 
 def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, seed: int) -> Params:

@@ -12,11 +12,10 @@ import dataclasses
 
 import numpy as np
 
-from bertjax.config import BertConfig, LayerShape
 from bertjax.errors import UserError
-from bertjax.pruning.costs import Costs
+from bertjax.modeldir.config import BertConfig, LayerShape
+from bertjax.pruning.costs import Costs, check_reduction
 from bertjax.pruning.importance import Importance
-from bertjax.settings import check_reduction
 
 TOLERANCE = 0.02
 STEPS = 4096  # of a budget of real numbers, for each layer

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from bertjax.config import BertConfig
+from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import encoder_shapes, layer_prefix, span_head_shapes
 from bertjax.pruning.search import Plan
-from bertjax.tensors import encoder_shapes, layer_prefix, span_head_shapes
 
 
 def cut(config: BertConfig, arrays: Mapping[str, np.ndarray], plan: Plan) -> tuple[BertConfig, dict[str, np.ndarray]]:

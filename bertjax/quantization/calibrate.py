@@ -11,14 +11,14 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from bertjax.accelerator import padding_multiple
-from bertjax.config import BertConfig
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
-from bertjax.fakequant import weight_scale
-from bertjax.model import BertForQuestionAnswering, Params, bind
+from bertjax.model.bert import BertForQuestionAnswering, Params, bind
+from bertjax.model.fakequant import weight_scales
+from bertjax.model.inference import padding_multiple
+from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import activation_scales, scale_shapes
 from bertjax.quantization.calibrators import BINS, Calibrator, choose_amax
-from bertjax.tensors import activation_scales, dense_sites, scale_shapes
 
 NARROWEST = 0.2  # of the widest feature's range, kept by one that is narrower: a finer grid than that gains nothing,
 # and the weights of a feature that calibration hardly saw would all but vanish from theirs
@@ -106,14 +106,3 @@ def _amax(counts: np.ndarray, largest: np.ndarray, calibrator: Calibrator) -> np
     if largest.max() == 0.0:
         return np.full(largest.shape, choose_amax(counts, 0.0, calibrator), np.float32)
     return np.float32(choose_amax(counts, 1.0, calibrator)) * largest
-
-
-def weight_scales(config: BertConfig, params: Mapping[str, jax.Array]) -> Params:
-    """The scale of every output channel of every quantized weight, by name, float32.
-
-    Args:
-      params: the model's arrays, the scales of its activations among them.
-    """
-    return {
-        site.weight_scale: weight_scale(params[site.weight], params[site.input_scale]) for site in dense_sites(config)
-    }

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from bertjax import tensors
-from bertjax.config import BertConfig
+from bertjax.modeldir import tensors
+from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.emit import dense_scopes
 from bertjax.tensorrt.steps import Step
 

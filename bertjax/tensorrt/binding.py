@@ -2,44 +2,11 @@
 
 from __future__ import annotations
 
-import ctypes
-import dataclasses
 import importlib
 from types import ModuleType
 
 from bertjax.errors import UserError
-
-_COMPUTE_CAPABILITY = (75, 76)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR in cuda.h
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """An NVIDIA GPU as its driver describes it."""
-
-    name: str  # "NVIDIA L4"
-    compute_capability: str  # "8.9"
-
-
-def find_gpu() -> Gpu | None:
-    """The first GPU that NVIDIA's driver shows; None without a driver or a device."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return None
-    device, value, name = ctypes.c_int(0), ctypes.c_int(0), ctypes.create_string_buffer(256)
-    if driver.cuInit(0) or driver.cuDeviceGet(ctypes.byref(device), 0):
-        return None
-    driver.cuDeviceGetName(name, len(name), device)
-    digits = []
-    for attribute in _COMPUTE_CAPABILITY:
-        driver.cuDeviceGetAttribute(ctypes.byref(value), attribute, device)
-        digits.append(str(value.value))
-    return Gpu(name=name.value.decode(), compute_capability=".".join(digits))
-
-
-def has_gpu() -> bool:
-    """Whether NVIDIA's driver is here and shows a device."""
-    return find_gpu() is not None
+from bertjax.machine import has_gpu
 
 
 def load_tensorrt() -> ModuleType:

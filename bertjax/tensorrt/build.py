@@ -15,9 +15,9 @@ from typing import Any
 
 from tqdm import tqdm
 
-from bertjax.config import INPUTS, BertConfig
 from bertjax.errors import UserError, WorkFailed
-from bertjax.tensorrt.binding import find_gpu
+from bertjax.machine import find_gpu
+from bertjax.modeldir.config import INPUTS, BertConfig
 
 Range = tuple[int, int, int]  # least, optimal, most
 

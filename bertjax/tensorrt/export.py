@@ -12,10 +12,10 @@ from typing import Any
 
 import bertjax
 from bertjax.errors import UserError, WorkFailed
-from bertjax.modeldir import disk_error, write_file_aside
-from bertjax.records import machine
+from bertjax.files import disk_error, write_file_aside
+from bertjax.machine import describe, find_gpu
 from bertjax.tensorrt.account import Account, make_accounts
-from bertjax.tensorrt.binding import find_gpu, has_timing_cache, load_tensorrt
+from bertjax.tensorrt.binding import has_timing_cache, load_tensorrt
 from bertjax.tensorrt.build import BuildSettings, BuiltEngine, build_engine, inspect_engine
 from bertjax.tensorrt.record import record_path
 from bertjax.tensorrt.source import Source, prepare_onnx
@@ -130,7 +130,7 @@ def _record(
         "bertjax_version": bertjax.__version__,
         "compute_capability": built.compute_capability,
         "gpu": gpu.name if gpu else None,
-        "machine": machine(),
+        "machine": describe(),
         "workspace_bytes": settings.workspace_bytes,
         "build_seconds": round(built.seconds, 3),
         "profiles": [

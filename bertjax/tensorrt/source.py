@@ -8,8 +8,8 @@ from pathlib import Path
 
 import onnx
 
-from bertjax.config import BertConfig
 from bertjax.errors import UserError
+from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.export import default_path, export_onnx, is_current, source_digest
 from bertjax.onnx.graph import FlavourName
 

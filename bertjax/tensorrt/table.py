@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from bertjax.config import BertConfig
-from bertjax.tables import text_table
+from bertjax.display import text_table
+from bertjax.modeldir.config import BertConfig
 from bertjax.tensorrt.account import Account, DenseAccount
 from bertjax.tensorrt.build import BuildSettings
 

@@ -10,13 +10,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from bertjax.config import BertConfig
-from bertjax.data.batching import Batch
+from bertjax.data.batching import Batch, batch_maker
 from bertjax.data.dataset import Dataset
-from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, Params, SpanOutput, bind
-from bertjax.quantization.calibrate import weight_scales
-from bertjax.training.finetune import batch_maker
+from bertjax.model.bert import BertForQuestionAnswering, Params, SpanOutput, bind
+from bertjax.model.fakequant import weight_scales
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir.config import BertConfig
 from bertjax.training.loop import TrainSettings, train
 from bertjax.training.losses import (
     closest_layers_distance,
@@ -102,7 +101,9 @@ def distill(
         return distillation_loss(output, batch, distillation, layers)
 
     evaluator = Evaluator(config, validation, dtype=dtype)
-    make_batch = batch_maker(dataset, config, batch_size=batch_size, multiple=length_multiple, seed=settings.seed)
+    make_batch = batch_maker(
+        dataset, pad_id=config.pad_token_id, batch_size=batch_size, multiple=length_multiple, seed=settings.seed
+    )
     best = train(
         params=trained,
         loss=loss,

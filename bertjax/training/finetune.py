@@ -2,50 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 
-from bertjax.config import BertConfig
-from bertjax.data import batching
-from bertjax.data.batching import Batch
+from bertjax.data.batching import Batch, batch_maker
 from bertjax.data.dataset import Dataset
-from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, Params, bind
+from bertjax.model.bert import BertForQuestionAnswering, Params, bind
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir.config import BertConfig
 from bertjax.training.loop import TrainSettings, train
 from bertjax.training.losses import span_cross_entropy
-
-
-def batch_maker(
-    dataset: Dataset, config: BertConfig, *, batch_size: int, multiple: int, seed: int
-) -> Callable[[int], Batch]:
-    """The batch of any step, over as many shuffled epochs as the steps need, padded to a multiple of `multiple`."""
-    per_epoch = steps_per_epoch(dataset, batch_size)
-    plans: dict[int, list[batching.BatchPlan]] = {}
-
-    def make_batch(step: int) -> Batch:
-        epoch, index = divmod(step, per_epoch)
-        if epoch not in plans:
-            plans.clear()
-            plans[epoch] = batching.plan_epoch(
-                dataset.lengths,
-                batch_size=batch_size,
-                multiple=multiple,
-                longest=dataset.longest,
-                seed=seed,
-                epoch=epoch,
-            )
-        plan = plans[epoch][index]
-        batch = batching.collate(dataset.windows, plan.rows, plan.length, config.pad_token_id)
-        return batch | {"rows": plan.rows}
-
-    return make_batch
-
-
-def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    return -(-len(dataset.windows) // batch_size)
 
 
 def fine_tune(
@@ -74,7 +42,9 @@ def fine_tune(
     return train(
         params=params,
         loss=loss,
-        make_batch=batch_maker(dataset, config, batch_size=batch_size, multiple=length_multiple, seed=settings.seed),
+        make_batch=batch_maker(
+            dataset, pad_id=config.pad_token_id, batch_size=batch_size, multiple=length_multiple, seed=settings.seed
+        ),
         settings=settings,
         folder=folder,
         label="fine-tune",

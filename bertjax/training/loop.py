@@ -22,8 +22,8 @@ from tqdm import tqdm
 
 from bertjax.data.batching import Batch
 from bertjax.errors import WorkFailed
-from bertjax.model import Params, as_arrays, as_params
-from bertjax.modeldir import write_file_aside
+from bertjax.files import write_file_aside
+from bertjax.model.bert import Params, as_arrays, as_params
 
 Loss = Callable[[Params, Batch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
 State = tuple[Params, optax.OptState, Params]  # trained parameters, optimizer state, averaged parameters or {}

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from bertjax.model import MASKED, SpanOutput, mask_bias
+from bertjax.model.bert import MASKED, SpanOutput, mask_bias
 
 RELATION_SIZE = 32  # dimensions of a relation head, whatever the attention heads are
 

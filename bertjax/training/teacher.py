@@ -18,11 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bertjax.config import INPUTS, BertConfig
 from bertjax.data.batching import Batch
 from bertjax.data.dataset import Dataset
-from bertjax.model import BertForQuestionAnswering, Params, as_arrays, bind
-from bertjax.modeldir import disk_error
+from bertjax.files import disk_error
+from bertjax.model.bert import BertForQuestionAnswering, Params, as_arrays, bind
+from bertjax.modeldir.config import INPUTS, BertConfig
 
 Targets = Callable[[Batch], Batch]
 

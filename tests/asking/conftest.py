@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from bertjax.asking.reader import Reader
-from tests.mlperf.conftest import write_run
 from tests.models import tiny_config, write_random_model
+from tests.runs import write_run
 
 
 @pytest.fixture(scope="session")

@@ -10,13 +10,13 @@ import pytest
 from bertjax.asking import terminal
 from bertjax.asking.reader import EXAMPLE, Reader, Reply, example_for, teacher_of
 from bertjax.data.dataset import load_dataset
-from bertjax.data.features import WindowSettings
 from bertjax.data.squad import read_squad
 from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.windows import WindowSettings
+from bertjax.engines.choose import open_backend
 from bertjax.errors import UserError
-from bertjax.evaluation import Evaluator
-from bertjax.mlperf.backend import open_backend
-from bertjax.modeldir import load_question_answering
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir.store import load_question_answering
 
 
 def test_answers_are_those_of_the_evaluation(run, readers):

@@ -11,10 +11,10 @@ import pytest
 
 from bertjax.data.answers import best_span, predict
 from bertjax.data.dataset import from_examples, load_dataset
-from bertjax.data.features import Window, WindowSettings
 from bertjax.data.metrics import score
 from bertjax.data.squad import Answer, Example, read_squad
 from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.windows import Window, WindowSettings
 from bertjax.errors import UserError
 from tests.models import tiny_config, write_random_model
 

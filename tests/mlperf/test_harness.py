@@ -8,19 +8,20 @@ import sys
 import numpy as np
 import pytest
 
-from bertjax.config import BertConfig
+from bertjax import rundir
 from bertjax.data.answers import predict
 from bertjax.data.batching import plan_inference
-from bertjax.data.features import WindowSettings
 from bertjax.data.metrics import score
+from bertjax.data.windows import WindowSettings
+from bertjax.engines.choose import open_backend
+from bertjax.engines.samples import LENGTH_MULTIPLE, SampleLibrary, read_dataset
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import harness, records
-from bertjax.mlperf.backend import open_backend
+from bertjax.mlperf import gates, harness
 from bertjax.mlperf.harness import ServeSettings
-from bertjax.mlperf.queues import LENGTH_MULTIPLE
-from bertjax.mlperf.report import format_result
-from bertjax.mlperf.results import PERCENTILES, read_detail_log, read_logits, read_performance
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
+from bertjax.mlperf.logs import PERCENTILES, read_detail_log, read_logits, read_performance
+from bertjax.mlperf.output import format_result
+from bertjax.mlperf.result import record_result
+from bertjax.modeldir.config import BertConfig
 
 WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
 
@@ -93,7 +94,7 @@ def test_accuracy_does_not_hang_on_the_scenario(run_dir, tmp_path, scenario):
 
 FAILING = """
 import os, sys, pickle
-from bertjax.mlperf import serve
+from bertjax.mlperf import session
 from bertjax.errors import WorkFailed
 import numpy as np
 
@@ -106,7 +107,7 @@ class Failing:
         return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
 
 try:
-    serve.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Failing())
+    session.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Failing())
 except WorkFailed as error:
     print(error)
 sys.stdout.flush()
@@ -132,7 +133,7 @@ def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_pat
 
 SLOW = """
 import os, sys, pickle, time
-from bertjax.mlperf import serve
+from bertjax.mlperf import session
 import numpy as np
 
 class Slow:
@@ -142,7 +143,7 @@ class Slow:
         time.sleep(1e-4 * ids.size)
         return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
 
-print(serve.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Slow()).layout)
+print(session.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Slow()).layout)
 sys.stdout.flush()
 os._exit(0)
 """
@@ -198,20 +199,20 @@ def test_a_log_folder_that_cannot_be_written_is_told(run_dir, tmp_path):
 
 def test_results_and_gates_of_a_run_directory(run_dir, tmp_path):
     model = run_dir / "student-int8"
-    assert records.default_data(model) == run_dir / "eval.json"
-    assert records.window_settings(model, max_query=16) == WindowSettings(max_seq=128, doc_stride=64, max_query=16)
-    assert records.reference_f1(model, 45)[0] == 90.0
+    assert rundir.default_data(model) == run_dir / "eval.json"
+    assert rundir.window_settings(model, max_query=16) == WindowSettings(max_seq=128, doc_stride=64, max_query=16)
+    assert gates.reference_f1(model, 45)[0] == 90.0
     result = harness.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly"))
-    assert records.record_result(model, result) == run_dir / "metrics.json"
+    assert record_result(model, result) == run_dir / "metrics.json"
     written = json.loads((run_dir / "metrics.json").read_text())
     assert written["seed"] == 7  # nothing else is lost
     assert written["loadgen"]["student-int8"]["Offline"]["accuracy"]["f1"] == result.accuracy.f1
     with pytest.raises(UserError, match="give --reference-f1"):
-        records.reference_f1(tmp_path, 45)
+        gates.reference_f1(tmp_path, 45)
 
 
 def test_the_missions_own_teacher_is_held_to_the_published_reference(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps({"stages": {"teacher": {"f1": 91.0}}}))
-    (tmp_path / "settings.json").write_text(json.dumps({"teacher": f"google-bert/{records.REFERENCE_MODEL}"}))
-    assert records.reference_f1(tmp_path / "student-int8", 10_570)[0] == 90.874
-    assert records.reference_f1(tmp_path / "student-int8", 500)[0] == 91.0  # a part of the set has its own reference
+    (tmp_path / "settings.json").write_text(json.dumps({"teacher": f"google-bert/{gates.REFERENCE_MODEL}"}))
+    assert gates.reference_f1(tmp_path / "student-int8", 10_570)[0] == 90.874
+    assert gates.reference_f1(tmp_path / "student-int8", 500)[0] == 91.0  # a part of the set has its own reference

@@ -7,8 +7,8 @@ import pytest
 
 from bertjax.errors import UserError
 from bertjax.mlperf import harness
-from bertjax.mlperf.report import format_result
-from bertjax.mlperf.results import read_detail_log
+from bertjax.mlperf.logs import read_detail_log
+from bertjax.mlperf.output import format_result
 from tests.mlperf.test_harness import settings_for
 
 

@@ -4,8 +4,8 @@ import pytest
 
 from bertjax.errors import WorkFailed
 from bertjax.mlperf import peak
+from bertjax.mlperf.output import draw_peak
 from bertjax.mlperf.peak import Probe, find_peak, server_peak
-from bertjax.mlperf.pictures import draw_peak
 from tests.mlperf.test_harness import settings_for
 
 

@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.mlperf.packing import BatchCost
+from bertjax.engines.timing.cost import BatchCost
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
 
 LENGTHS = np.array([20, 100, 101, 104, 384, 24, 90, 20], np.int32)

@@ -8,7 +8,7 @@ import math
 import numpy as np
 from scipy.special import erf
 
-from bertjax.config import BertConfig
+from bertjax.modeldir.config import BertConfig
 
 
 @dataclasses.dataclass

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
 
-from bertjax.config import BertConfig, LayerShape, Quantization
 from bertjax.errors import UserError
+from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
 from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, TRT, Flavour

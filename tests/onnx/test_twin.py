@@ -11,8 +11,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from bertjax import modeldir
-from bertjax.config import BertConfig, Quantization
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig, Quantization
 from bertjax.onnx.export import export_onnx, export_twin, source_digest
 from tests.models import PLACEMENTS, random_tensors, tiny_config, write_random_model
 from tests.onnx.reference import Reference
@@ -25,11 +25,11 @@ pytestmark = pytest.mark.skipif(
 
 
 def both_logits(
-    folder: Path, config: BertConfig, parameters: modeldir.Tensors, inputs: dict[str, np.ndarray]
+    folder: Path, config: BertConfig, parameters: store.Tensors, inputs: dict[str, np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """The twin's and the emitter's logits, each `[2, batch, seq]`."""
     directory = folder / "model"
-    modeldir.save(directory, config, parameters, tokenizer_from=folder)
+    store.save(directory, config, parameters, tokenizer_from=folder)
     options = onnxruntime.SessionOptions()
     # The graphs as they are written, in floats between Q and DQ: fused, integer products would round elsewhere.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.config import BertConfig
 from bertjax.errors import UserError
+from bertjax.model.bert import Model
+from bertjax.modeldir.config import BertConfig
+from bertjax.pipeline.prune import make_plan
+from bertjax.pipeline.run import Run
+from bertjax.pipeline.settings import RunSettings
 from bertjax.pruning import latency
 from bertjax.pruning.importance import Importance, save_importance
-from bertjax.pruning.repair import Model
-from bertjax.pruning_stage import make_plan
-from bertjax.run import Run
-from bertjax.settings import RunSettings
 from tests.models import QUANTIZATION
 
 CONFIG = BertConfig.dense(vocab_size=5000, hidden_size=32, num_layers=3, heads=4, ffn=256)

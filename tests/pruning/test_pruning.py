@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.config import BertConfig, LayerShape, count_macs
 from bertjax.errors import UserError
-from bertjax.model import BertForQuestionAnswering, Gates, as_arrays, as_params, bind, init_params
+from bertjax.model.bert import BertForQuestionAnswering, Gates, as_arrays, as_params, bind, init_params
+from bertjax.modeldir.config import BertConfig, LayerShape, count_macs
 from bertjax.pruning.costs import Costs, mac_costs
 from bertjax.pruning.importance import Importance, gate_gradients, open_gates
 from bertjax.pruning.search import Plan, search

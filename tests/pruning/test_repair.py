@@ -7,13 +7,13 @@ import dataclasses
 import numpy as np
 import pytest
 
-from bertjax.config import BertConfig
 from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset
-from bertjax.data.features import Window
-from bertjax.model import BertForQuestionAnswering, Params, as_arrays, as_params, bind, init_params
+from bertjax.data.windows import Window
+from bertjax.model.bert import BertForQuestionAnswering, Model, Params, as_arrays, as_params, bind, init_params
+from bertjax.modeldir.config import BertConfig
 from bertjax.pruning import repair as repair_module
-from bertjax.pruning.repair import Model, fit, repair
+from bertjax.pruning.repair import fit, repair
 from bertjax.pruning.search import Plan
 from bertjax.pruning.surgery import cut
 

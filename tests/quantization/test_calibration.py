@@ -10,16 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax import modeldir
 from bertjax.data.dataset import Dataset, from_examples
-from bertjax.data.features import WindowSettings
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, as_params, bind, init_params
+from bertjax.data.windows import WindowSettings
+from bertjax.model.bert import BertForQuestionAnswering, as_params, bind, init_params
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir import store
+from bertjax.modeldir.tensors import activation_scales, question_answering_shapes, scale_shapes
 from bertjax.quantization.calibrate import NARROWEST, quantize, record_ranges
 from bertjax.quantization.calibrators import BINS, CALIBRATORS, choose_amax
-from bertjax.tensors import activation_scales, question_answering_shapes, scale_shapes
 from tests.models import PLACEMENTS, QUANTIZATION, tiny_config, write_random_model
 
 
@@ -123,7 +123,7 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
 def test_with_scales_for_features_a_wide_one_costs_the_others_nothing(tmp_path):
     config = tiny_config(((2, 64), (1, 32)), quantized=False)
     write_random_model(tmp_path / "m", config, seed=0)
-    _, arrays = modeldir.load_question_answering(tmp_path / "m")
+    _, arrays = store.load_question_answering(tmp_path / "m")
     for block in ("attention.output", "output"):  # both LayerNorms give one feature 40 times the others
         arrays[f"bert.encoder.layer.0.{block}.LayerNorm.weight"][7] = 40.0
     params, dataset = as_params(arrays), _dataset(tmp_path / "m")

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax.config import Quantization
-from bertjax.mlperf.backend import open_backend
+from bertjax.engines.choose import open_backend
+from bertjax.modeldir.config import Quantization
 from tests.models import PLACEMENTS, tiny_config, write_random_model
 
 BFLOAT16_ERROR = 0.06  # relative L2: four layers that each round to 8 bits of mantissa

@@ -26,7 +26,7 @@ CLASSES = {
         "get_timing_cache": "ITimingCache",
         "create_engine_inspector": "EngineInspector",
     },
-    "bertjax/mlperf/tensorrt_backend.py": {
+    "bertjax/engines/tensorrt.py": {
         "trt": "",
         "_trt": "",
         "_runtime": "Runtime",

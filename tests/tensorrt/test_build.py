@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bertjax import modeldir
-from bertjax.config import BertConfig
+from bertjax import machine
 from bertjax.errors import UserError, WorkFailed
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig
 from bertjax.onnx import export as onnx_export
 from bertjax.onnx.export import export_onnx
 from bertjax.tensorrt import binding
@@ -150,7 +151,7 @@ def test_scales_that_cannot_be_are_told_by_name(tmp_path: Path, rtx, value: floa
         del parameters[name]
     else:
         parameters[name][0] = value
-    modeldir.save(tmp_path / "model", config, parameters, tokenizer_from=tmp_path / "model")
+    store.save(tmp_path / "model", config, parameters, tokenizer_from=tmp_path / "model")
     with pytest.raises(UserError, match=rf"{name} .*{told}"):
         export_engine(source, SETTINGS)
     assert not list((tmp_path / "model").glob("*.engine"))
@@ -196,7 +197,7 @@ def test_a_driver_is_asked_for_name_and_capability(monkeypatch: pytest.MonkeyPat
             value._obj.value = {75: 8, 76: 9}[attribute]
             return 0
 
-    monkeypatch.setattr(binding.ctypes, "CDLL", lambda name: Driver())
-    assert binding.find_gpu() == binding.Gpu(name="NVIDIA L4", compute_capability="8.9")
+    monkeypatch.setattr(machine.ctypes, "CDLL", lambda name: Driver())
+    assert machine.find_gpu() == machine.Gpu(name="NVIDIA L4", compute_capability="8.9")
     monkeypatch.setattr(Driver, "devices", 0)
-    assert binding.find_gpu() is None
+    assert machine.find_gpu() is None

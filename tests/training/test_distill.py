@@ -12,19 +12,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.batching import plan_epoch, plan_inference
+from bertjax.data.batching import batch_maker, plan_epoch, plan_inference
 from bertjax.data.dataset import from_examples
-from bertjax.data.features import WindowSettings
 from bertjax.data.metrics import Score
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.windows import WindowSettings
 from bertjax.errors import WorkFailed
-from bertjax.evaluation import Evaluator
-from bertjax.model import BertForQuestionAnswering, SpanOutput, as_params, bind, init_params
-from bertjax.quantization.calibrate import weight_scales
-from bertjax.tensors import dense_sites, question_answering_shapes
+from bertjax.model.bert import BertForQuestionAnswering, SpanOutput, as_params, bind, init_params
+from bertjax.model.fakequant import weight_scales
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir.tensors import dense_sites, question_answering_shapes
 from bertjax.training.distill import DistillSettings, distill, distillation_loss
-from bertjax.training.finetune import batch_maker
 from bertjax.training.loop import TrainSettings
 from bertjax.training.losses import (
     closest_layers_distance,
@@ -59,7 +58,7 @@ def teacher():
 
 
 def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
-    make_batch = batch_maker(dataset, CONFIG, batch_size=4, multiple=32, seed=0)
+    make_batch = batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=4, multiple=32, seed=0)
     fresh = make_targets(teacher, dataset, cache=None)
     first = make_targets(teacher, dataset, cache=tmp_path)
     for step in range(3):
@@ -75,7 +74,7 @@ def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
 
 def test_without_layers_only_logits_are_kept(tmp_path: Path, dataset, teacher):
     logits = dataclasses.replace(teacher, layers=DistillSettings(hidden_weight=0.0).teacher_layers(2))
-    batch = batch_maker(dataset, CONFIG, batch_size=12, multiple=32, seed=0)(0)
+    batch = batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0)
     both = make_targets(teacher, dataset, cache=tmp_path)(batch)
     found = make_targets(logits, dataset, cache=tmp_path)(batch)
     assert "teacher_hidden" not in found
@@ -97,7 +96,7 @@ def test_a_cache_larger_than_the_disk_is_told(tmp_path: Path, dataset, teacher, 
 def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset, teacher):
     student = init_params(BertForQuestionAnswering, CONFIG, seed=6)
     targets = make_targets(teacher, dataset, cache=None)
-    batch = targets(batch_maker(dataset, CONFIG, batch_size=12, multiple=32, seed=0)(0))
+    batch = targets(batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0))
 
     def distance(params: dict) -> float:
         module = bind(BertForQuestionAnswering, CONFIG, params)
@@ -125,7 +124,7 @@ def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset,
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
     batch = make_targets(teacher, dataset, cache=None)(
-        batch_maker(dataset, CONFIG, batch_size=12, multiple=32, seed=0)(0)
+        batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0)
     )
     student = bind(BertForQuestionAnswering, CONFIG, init_params(BertForQuestionAnswering, CONFIG, seed=6))
     output, mask = (

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.fakequant import fake_quantize, quantize_activation, quantize_weight
+from bertjax.model.fakequant import fake_quantize, quantize_activation, quantize_weight
 
 
 def lsq(x: np.ndarray, scale: float, incoming: np.ndarray, low: int) -> float:

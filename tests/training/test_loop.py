@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bertjax.errors import WorkFailed
-from bertjax.model import as_arrays
+from bertjax.model.bert import as_arrays
 from bertjax.training.loop import TrainSettings, make_optimizer, train
 
 SETTINGS = TrainSettings(steps=12, learning_rate=0.05, seed=3)

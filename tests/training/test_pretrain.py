@@ -11,17 +11,19 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from bertjax import modeldir, scratch
-from bertjax.config import BertConfig
 from bertjax.data.masking import Vocabulary
+from bertjax.data.text import read_corpus, read_texts
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
 from bertjax.errors import UserError
-from bertjax.masked_lm import BertForMaskedLM
-from bertjax.model import as_arrays, bind
-from bertjax.tensors import masked_lm_head_shapes
+from bertjax.model import masked_lm
+from bertjax.model.bert import as_arrays, bind
+from bertjax.model.masked_lm import BertForMaskedLM
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import masked_lm_head_shapes
 from bertjax.training.loop import TrainSettings
-from bertjax.training.pretrain import _batch_maker, pretrain, read_corpus, read_texts
+from bertjax.training.pretrain import _batch_maker, pretrain
 
 TEXT = "the red fox runs\nto the hill\n\n\nthe old fox sleeps\n"
 
@@ -107,7 +109,7 @@ def test_it_learns_what_the_neighbours_tell(tmp_path: Path, tokenizer: Tokenizer
     config = _config(tokenizer)
     params = pretrain(
         config=config,
-        params=scratch.fan_in_params(config, seed=0),
+        params=masked_lm.fan_in_params(config, seed=0),
         corpus=corpus,
         tokenizer=tokenizer,
         batch_size=8,
@@ -126,17 +128,17 @@ def test_it_learns_what_the_neighbours_tell(tmp_path: Path, tokenizer: Tokenizer
 
 def test_a_checkpoints_own_head_is_kept_and_a_missing_one_is_drawn(tmp_path: Path, tokenizer: Tokenizer):
     config = _config(tokenizer)
-    arrays = as_arrays(scratch.fan_in_params(config, seed=4))
+    arrays = as_arrays(masked_lm.fan_in_params(config, seed=4))
     head = masked_lm_head_shapes(config)
     arrays["cls.predictions.bias"] = np.arange(config.vocab_size, dtype=np.float32)
-    modeldir.save(tmp_path / "with", config, arrays, tokenizer_from=tmp_path / "tokenizer")
-    _, params = scratch.masked_lm_from_encoder(tmp_path / "with", seed=0)
+    store.save(tmp_path / "with", config, arrays, tokenizer_from=tmp_path / "tokenizer")
+    _, params = masked_lm.masked_lm_from_encoder(tmp_path / "with", seed=0)
     assert params.keys() == arrays.keys()
     for name, value in arrays.items():
         np.testing.assert_array_equal(params[name], value)
     bare = {name: value for name, value in arrays.items() if name not in head}
-    modeldir.save(tmp_path / "without", config, bare, tokenizer_from=tmp_path / "tokenizer")
-    _, params = scratch.masked_lm_from_encoder(tmp_path / "without", seed=0)
+    store.save(tmp_path / "without", config, bare, tokenizer_from=tmp_path / "tokenizer")
+    _, params = masked_lm.masked_lm_from_encoder(tmp_path / "without", seed=0)
     assert {name: params[name].shape for name in head} == head
     assert not np.asarray(params["cls.predictions.bias"]).any()
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf.results import read_detail_log
-from bertjax.mlperf.submission import logs, rules
+from bertjax.mlperf.conf import SCENARIOS, read_user_conf
+from bertjax.mlperf.logs import read_detail_log
+from bertjax.mlperf.submission import accuracy, rules
 from bertjax.mlperf.submission.rules import Bounds
 from bertjax.mlperf.submission.system import system_problems
-from bertjax.mlperf.userconf import SCENARIOS, read_user_conf
 
 # The figure that a scenario is ranked by (constants.py, RESULT_FIELD_NEW), and its unit.
 RESULTS = {
@@ -177,7 +177,7 @@ def _run_faults(logged: dict[str, Any], errors: tuple[str, ...], scenario: str, 
 
 
 def _accuracy_faults(folder: Path, bounds: Bounds) -> Iterator[str]:
-    score, digest = logs.parse_accuracy(_read_text(folder / "accuracy" / "accuracy.txt"))
+    score, digest = accuracy.parse_accuracy(_read_text(folder / "accuracy" / "accuracy.txt"))
     benchmark = folder.parent.name
     gate = rules.BENCHMARKS[benchmark] * bounds.reference_f1
     if score is None:
@@ -195,9 +195,9 @@ def _accuracy_log_faults(folder: Path, bounds: Bounds) -> Iterator[str]:
     content = (folder / "accuracy" / "mlperf_log_accuracy.json").read_bytes()
     if len(content) > rules.MAX_ACCURACY_LOG_BYTES:
         yield f"not truncated: {len(content):,} bytes, at most {rules.MAX_ACCURACY_LOG_BYTES:,} are accepted"
-    elif not logs.is_truncated(content):
-        _, digest = logs.parse_accuracy(_read_text(folder / "accuracy" / "accuracy.txt"))
-        if digest is not None and digest != logs.sha256(content):
+    elif not accuracy.is_truncated(content):
+        _, digest = accuracy.parse_accuracy(_read_text(folder / "accuracy" / "accuracy.txt"))
+        if digest is not None and digest != accuracy.sha256(content):
             yield "neither truncated in the official form nor the log whose hash accuracy.txt has"
 
 
@@ -208,7 +208,7 @@ def _result(folder: Path) -> tuple[str, str, str]:
         value = read_detail_log(folder / "performance" / "run_1")[0].get(key)
     except WorkFailed:
         value = None
-    score, _ = logs.parse_accuracy(_read_text(folder / "accuracy" / "accuracy.txt"))
+    score, _ = accuracy.parse_accuracy(_read_text(folder / "accuracy" / "accuracy.txt"))
     return f"{value:,}" if value is not None else "-", unit, f"{score.f1:.3f}" if score else "-"
 
 

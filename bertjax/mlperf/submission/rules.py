@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from bertjax.mlperf.harness import OFFICIAL_SECONDS, SERVER_BOUND_MILLISECONDS
-from bertjax.mlperf.records import GATES, REFERENCE_F1
+from bertjax.mlperf.conf import OFFICIAL_SECONDS, SERVER_BOUND_MILLISECONDS
+from bertjax.mlperf.gates import GATES, REFERENCE_F1
 
 DIVISION = "open"
 FOLDERS = ("src", "systems", "documentation", "results")

@@ -10,17 +10,18 @@ from typing import Any
 
 import tqdm
 
-from bertjax import records
-from bertjax.data.features import WindowSettings
+from bertjax import rundir
 from bertjax.data.metrics import Score
+from bertjax.data.windows import WindowSettings
+from bertjax.engines.samples import read_dataset
 from bertjax.errors import UserError
+from bertjax.files import write_file_aside
 from bertjax.mlperf import harness
-from bertjax.mlperf.harness import Result, ServeSettings
-from bertjax.mlperf.records import run_folder
-from bertjax.mlperf.results import read_accuracy
-from bertjax.mlperf.samples import read_dataset
-from bertjax.mlperf.submission.logs import sha256
-from bertjax.modeldir import write_file_aside
+from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf.logs import read_accuracy
+from bertjax.mlperf.result import Result
+from bertjax.mlperf.submission.accuracy import sha256
+from bertjax.rundir import run_folder
 
 PERFORMANCE, ACCURACY = MODES = ("PerformanceOnly", "AccuracyOnly")
 _MARK = "run.json"  # in a log folder: the run has ended, how it was asked for, and what it gave
@@ -121,7 +122,7 @@ def _recorded(model: Path, scenario: str, logs: Path) -> dict[str, Any]:
     known = _read_mark(logs / _MARK).get("result", {}).get("performance")
     folder = run_folder(model)
     if known is None and folder:
-        ran = records.read_metrics(folder).get("loadgen", {}).get(Path(model).resolve().name, {})
+        ran = rundir.read_metrics(folder).get("loadgen", {}).get(Path(model).resolve().name, {})
         known = ran.get(scenario, {}).get("performance")
         if known is None or Path(known["logs"]).resolve() != logs.resolve():
             return {}

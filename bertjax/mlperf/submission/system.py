@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bertjax import records
 from bertjax.errors import UserError
+from bertjax.machine import describe, package_versions
 from bertjax.mlperf.submission.rules import DIVISION, STATUSES, SYSTEM_NOTES, SYSTEM_TYPES, SYSTEM_VALUES
 
 _ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "jax": "JAX"}
@@ -66,7 +66,7 @@ def system_id(record: Mapping[str, Any]) -> str:
 
 def example_system() -> dict[str, str]:
     """A description of this machine: what could be read off it, the rest empty for a person to fill in."""
-    machine, versions = records.machine(), records.versions()
+    machine, versions = describe(), package_versions()
     memory, storage = machine["memory_bytes"] / 2**30, shutil.disk_usage(Path.cwd()).total / 1e9
     accelerators = _accelerators()
     known = {

@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import bertjax
-from bertjax.config import BertConfig
-from bertjax.mlperf.results import read_detail_log
-from bertjax.mlperf.submission import facts, logs
+from bertjax.display import text_table
+from bertjax.files import write_aside
+from bertjax.mlperf.logs import read_detail_log
+from bertjax.mlperf.submission import accuracy, measurements
 from bertjax.mlperf.submission.rules import DIVISION, PERFORMANCE_FILES
 from bertjax.mlperf.submission.runs import ScenarioRuns
 from bertjax.mlperf.submission.system import system_id
-from bertjax.modeldir import write_aside
-from bertjax.tables import text_table
+from bertjax.modeldir.config import BertConfig
 
 _SOURCES = ("train", "export", "serve", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
 
@@ -59,11 +59,11 @@ def _scenario_files(submission: Submission, runs: ScenarioRuns) -> dict[str, str
     logged, _ = read_detail_log(runs.performance)
     full_log = (runs.accuracy / "mlperf_log_accuracy.json").read_bytes()
     found: dict[str, str | bytes] = {
-        "measurements.json": _to_json(facts.measurements(submission.model, runs.facts.get("description"))),
-        "user.conf": logs.user_conf(runs.scenario, logged),
+        "measurements.json": _to_json(measurements.measurements(submission.model, runs.facts.get("description"))),
+        "user.conf": accuracy.user_conf(runs.scenario, logged),
         "README.md": _scenario_readme(submission.model, runs),
-        "accuracy/accuracy.txt": logs.format_accuracy(runs.score, logs.sha256(full_log)),
-        "accuracy/mlperf_log_accuracy.json": logs.truncate(full_log),
+        "accuracy/accuracy.txt": accuracy.format_accuracy(runs.score, accuracy.sha256(full_log)),
+        "accuracy/mlperf_log_accuracy.json": accuracy.truncate(full_log),
     }
     for name in PERFORMANCE_FILES:
         found[f"performance/run_1/{name}"] = (runs.performance / name).read_bytes()
@@ -92,9 +92,9 @@ def _scenario_readme(model: Path, runs: ScenarioRuns) -> str:
 
 def _write_documentation(folder: Path, submission: Submission) -> None:
     model, served = submission.model, submission.runs[0].facts.get("description")
-    stages = facts.stages_table(model)
+    stages = measurements.stages_table(model)
     lines = ["# How the model was made", ""]
-    lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in facts.measurements(model, served).items()]
+    lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in measurements.measurements(model, served).items()]
     if stages:
         rows = [
             (

@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
+from bertjax.engines.samples import read_dataset
 from bertjax.mlperf.harness import ServeSettings
-from bertjax.mlperf.samples import read_dataset
 from bertjax.mlperf.submission import rules, runs, system, tree
 from bertjax.mlperf.submission.rules import Bounds
 from tests.mlperf.submission.places import SCENARIOS, WINDOWS

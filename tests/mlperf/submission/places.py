@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bertjax.data.features import WindowSettings
+from bertjax.data.windows import WindowSettings
 
 WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
 SCENARIOS = ("Offline", "Server", "SingleStream")

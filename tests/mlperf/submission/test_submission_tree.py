@@ -9,14 +9,14 @@ import shutil
 import numpy as np
 import pytest
 
-from bertjax.config import BertConfig
+from bertjax.engines.samples import SampleLibrary, read_dataset
 from bertjax.errors import UserError
 from bertjax.mlperf import harness
-from bertjax.mlperf.results import read_accuracy, read_detail_log
-from bertjax.mlperf.samples import SampleLibrary, read_dataset
-from bertjax.mlperf.submission import facts, runs
+from bertjax.mlperf.conf import read_user_conf
+from bertjax.mlperf.logs import read_accuracy, read_detail_log
+from bertjax.mlperf.submission import measurements, runs
 from bertjax.mlperf.submission.check import check_submission
-from bertjax.mlperf.userconf import read_user_conf
+from bertjax.modeldir.config import BertConfig
 from tests.mlperf.submission.places import SCENARIOS, WINDOWS, results
 
 
@@ -70,7 +70,7 @@ def test_measurements_of_a_finished_teacher_that_nothing_was_done_to(model, tmp_
     shutil.copytree(model.parent / "teacher", teacher)
     (tmp_path / "metrics.json").write_text("{}")
     (tmp_path / "settings.json").write_text(json.dumps({"teacher": "google-bert/bert-large", "encoder": None}))
-    assert facts.measurements(teacher, None) == {
+    assert measurements.measurements(teacher, None) == {
         "input_data_types": "int64",
         "retraining": "no",
         "starting_weights_filename": "model.safetensors of google-bert/bert-large",
@@ -79,14 +79,14 @@ def test_measurements_of_a_finished_teacher_that_nothing_was_done_to(model, tmp_
     }
     (tmp_path / "settings.json").unlink()
     with pytest.raises(UserError, match="has to lie in a run directory"):
-        facts.measurements(teacher, None)
+        measurements.measurements(teacher, None)
 
 
 def test_a_teacher_of_another_run_is_followed_to_what_that_run_began_with(model, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(model.parent, run)
     (run / "settings.json").write_text(json.dumps({"teacher": str(model.parent / "teacher"), "encoder": None}))
-    found = facts.measurements(run / "student-int8", None)
+    found = measurements.measurements(run / "student-int8", None)
     assert found["starting_weights_filename"] == "model.safetensors of minilm"
     assert found["retraining"].startswith("yes: fine-tuning of a pretrained encoder, distillation")
 
@@ -94,7 +94,9 @@ def test_a_teacher_of_another_run_is_followed_to_what_that_run_began_with(model,
 def test_the_input_type_is_what_backends_are_handed(settings):
     library = SampleLibrary(read_dataset(settings.data, settings.model, WINDOWS), 0)
     library.load([0])
-    assert {array.dtype.name for array in library.gather(np.array([0]), int(library.lengths[0]))} == {facts.INPUT_TYPE}
+    assert {array.dtype.name for array in library.gather(np.array([0]), int(library.lengths[0]))} == {
+        measurements.INPUT_TYPE
+    }
 
 
 def test_finished_runs_are_kept_and_others_repeated(settings, made, monkeypatch):

@@ -1,0 +1,98 @@
+"""The query sample library: a SQuAD file as windows, and the arrays that LoadGen has asked to be in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bertjax.data.batching import collate
+from bertjax.data.dataset import Dataset, load_dataset
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.windows import WindowSettings
+from bertjax.errors import UserError
+from bertjax.modeldir.config import INPUTS, BertConfig
+
+LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
+# In Server, where batches take any number of rows: half as many shapes, each of which OpenVINO compiles a model for,
+# for about 1 % of the rate.
+SERVER_MULTIPLE = 16
+# In SingleStream where each length has a compiled model of its own, whose kernels, weights and buffers have left the
+# caches when its turn comes again: few lengths are worth some padding (benchmarks/padding.py).
+SINGLE_MULTIPLE = 32
+
+
+def read_dataset(path: Path, directory: Path, settings: WindowSettings) -> Dataset:
+    """Read and tokenize a SQuAD file with a model directory's tokenizer. One window is one LoadGen sample.
+
+    Raises:
+      UserError: the file or the tokenizer is wrong, or windows are longer than the model's positions.
+    """
+    return load_dataset(path, fitting_tokenizer(directory, settings), settings)
+
+
+def fitting_tokenizer(directory: Path, settings: WindowSettings) -> Tokenizer:
+    """A model directory's tokenizer, which fits its model, as the windows do.
+
+    Raises:
+      UserError: the tokenizer is missing or wrong, or windows are longer than the model's positions.
+    """
+    config = BertConfig.from_json(Path(directory) / "config.json")
+    if settings.max_seq > config.max_position_embeddings:
+        raise UserError(
+            f"--max-seq {settings.max_seq}: {directory}/config.json has max_position_embeddings"
+            f" {config.max_position_embeddings}; choose at most that"
+        )
+    tokenizer = load_tokenizer(directory)
+    if tokenizer.get_vocab_size() > config.vocab_size:
+        raise UserError(
+            f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} entries, config.json says vocab_size"
+            f" {config.vocab_size}; the tokenizer is of another model"
+        )
+    return tokenizer
+
+
+def open_library(path: Path, directory: Path, settings: WindowSettings) -> tuple[Dataset, SampleLibrary]:
+    """`read_dataset` and the library of its windows, none of which is loaded yet; raises as that."""
+    dataset = read_dataset(path, directory, settings)
+    return dataset, SampleLibrary(dataset, BertConfig.from_json(Path(directory) / "config.json").pad_token_id)
+
+
+class SampleLibrary:
+    """The windows that are loaded, as padded arrays from which batches are cut. Indices are those of the dataset."""
+
+    def __init__(self, dataset: Dataset, pad_id: int):
+        self.lengths = dataset.lengths  # int32 [windows], of all of them
+        self.sizes = dataset.lengths.tolist()  # the same as plain integers, for batches of a few
+        self.longest = int(dataset.lengths.max())
+        self._windows, self._pad_id = dataset.windows, pad_id
+        self._rows = [-1] * len(dataset.windows)  # each window's row in the arrays, -1: not loaded
+        self._arrays: dict[str, np.ndarray] = {}
+
+    def load(self, indices: Sequence[int]) -> None:
+        """Bring windows into memory, in place of those loaded before."""
+        arrays = collate(self._windows, indices, self.longest, self._pad_id)
+        self._arrays = {name: arrays[name].astype(np.int64) for name in INPUTS}  # as backends take them
+        self._rows = [-1] * len(self._rows)
+        for row, index in enumerate(indices):
+            self._rows[index] = row
+
+    def unload(self, indices: Sequence[int]) -> None:
+        """Forget windows."""
+        for index in indices:
+            self._rows[index] = -1
+        if max(self._rows) < 0:
+            self._arrays = {}
+
+    def gather(self, indices: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """`input_ids`, `attention_mask`, `token_type_ids`, int64 [len(indices), length], of loaded windows.
+
+        `length` is at least that of each of them and at most `longest`. To be read only: one window is not copied.
+        """
+        rows = [self._rows[index] for index in indices]
+        assert min(rows) >= 0, "LoadGen asked for a sample that it did not load"
+        taken = slice(rows[0], rows[0] + 1) if len(rows) == 1 else np.array(rows)
+        ids, mask, types = (self._arrays[name][:, :length][taken] for name in INPUTS)
+        return ids, mask, types

@@ -1,0 +1,1 @@
+"""How fast engines are, and how work is shared out by it."""

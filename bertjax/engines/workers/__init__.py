@@ -1,0 +1,1 @@
+"""An engine that is many: processes here, or Ray actors anywhere."""

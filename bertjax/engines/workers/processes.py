@@ -1,0 +1,58 @@
+"""Processes that serve for this one, and end with it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from bertjax.machine import ALLOCATOR, HUGE_PAGES
+
+
+def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen:
+    """Start `python -m MODULE FD ...`, with `content` pickled on its stdin and these file descriptors open.
+
+    It does not have the allocator that `programs.run` sets for training, with whose one arena Server was slower, but
+    HUGE_PAGES; whoever sets GLIBC_TUNABLES decides for himself. It has a session of its own: Ctrl-C reaches only this
+    process, which then ends the other one. Its stdin stays open, so that its end tells the other one that this process
+    has gone; see `end_with_parent`.
+    """
+    given = os.environ.get("GLIBC_TUNABLES", ALLOCATOR)
+    tunables = {"GLIBC_TUNABLES": HUGE_PAGES if given == ALLOCATOR else given}
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *map(str, fds)],
+        stdin=subprocess.PIPE,
+        pass_fds=fds,
+        start_new_session=True,
+        env=os.environ | tunables | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+    )
+    try:
+        with contextlib.suppress(BrokenPipeError):  # it has died already, and whoever waits for its answer sees that
+            process.stdin.write(pickle.dumps(content))
+            process.stdin.flush()
+    except BaseException:
+        process.kill()
+        raise
+    return process
+
+
+def close_stdin(process: subprocess.Popen) -> None:
+    """Tell a process of `start` to end."""
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.close()
+
+
+def how_it_ended(code: int) -> str:
+    """`signal 9` or `exit code 7`, from what `Popen.wait` gives."""
+    return f"signal {-code}" if code < 0 else f"exit code {code}"
+
+
+def end_with_parent() -> None:
+    """End this process when the one that holds the other end of its stdin closes it or is gone."""
+    sys.stdin.buffer.read()  # nothing more comes
+    if ray_workers := sys.modules.get("bertjax.engines.workers.ray"):
+        ray_workers.leave()
+    os._exit(1)

@@ -1,0 +1,221 @@
+"""Workers that are Ray actors, on one machine or many. The only module that imports Ray, and only when it is used."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import platform
+import socket
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bertjax import machine
+from bertjax.engines.backend import Backend, Logits
+from bertjax.engines.workers.pool import About, WorkerLost, WorkerPool
+from bertjax.errors import UserError, WorkFailed
+
+LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
+
+START_SECONDS = 600.0  # to find a place and open a backend, which may have to compile
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where a worker runs: the `number`-th of `count` on its node, and what it takes of the node."""
+
+    node: str
+    number: int
+    count: int
+    cpus: float
+    gpus: int
+
+
+def open_ray(
+    open_with: Callable[..., Backend], address: str, workers: int | None, *, streams: int | None, threads: int
+) -> WorkerPool:
+    """A pool of actors: one per GPU where the cluster has GPUs, else `workers` of them spread over its nodes.
+
+    Close the pool, and then call `ray.shutdown`: `close_ray` does both.
+
+    Args:
+      open_with: what each of them calls with its `streams` and `threads`, on its own node.
+      address: of a running cluster, or LOCAL to start one here.
+      streams: of all workers together; None: as many as a worker's share of its node has cores for.
+
+    Raises:
+      UserError: Ray is missing, the cluster does not answer, or a worker cannot open its backend.
+    """
+    ray = _connect(address)
+    try:
+        places = plan_places(ray.nodes(), workers)
+        own = None if streams is None else max(1, streams // len(places))
+        return WorkerPool(lambda number: RayWorker(ray, places[number], open_with, own, threads), len(places))
+    except BaseException:
+        ray.shutdown()
+        raise
+
+
+def close_ray(pool: WorkerPool) -> None:
+    """End the actors, leave the cluster, and end it too if it was started here."""
+    pool.close()
+    leave()
+
+
+def leave() -> None:
+    """Leave the cluster, and end it if it was started here: its processes would outlive this one by a minute or two."""
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
+
+
+def plan_places(nodes: Sequence[dict[str, Any]], workers: int | None) -> list[Place]:
+    """Share workers out over a cluster's living nodes (`ray.nodes()`), the first of each node before all the second.
+
+    Raises:
+      UserError: there is no node to run on, or there are fewer GPUs than workers wanted.
+    """
+    living = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+    gpus = [int(node["Resources"].get("GPU", 0)) for node in living]
+    if not living:
+        raise UserError("--ray: the cluster has no living node with a CPU; start one with: ray start --head")
+    if sum(gpus):
+        if workers is not None and workers > sum(gpus):
+            raise UserError(f"--workers {workers}: the Ray cluster has {sum(gpus)} GPUs, and each worker takes one")
+        room = gpus
+    else:
+        room = [workers or 1] * len(living)
+    wanted = workers or (sum(gpus) or len(living))
+    turns = [(turn, index) for index, most in enumerate(room) for turn in range(most)]
+    chosen = sorted(turns)[:wanted]
+    counts = [sum(index == other for _, other in chosen) for index in range(len(living))]
+    return [
+        Place(
+            node=living[index]["NodeID"],
+            number=turn,
+            count=counts[index],
+            cpus=_cpus(living[index]["Resources"]["CPU"] / counts[index]),
+            gpus=1 if sum(gpus) else 0,
+        )
+        for turn, index in chosen
+    ]
+
+
+def _cpus(share: float) -> float:
+    """Ray counts processors in ten-thousandths below one and in whole ones above."""
+    return float(int(share)) if share >= 1 else int(share * 10_000) / 10_000
+
+
+class RayWorker:
+    """An actor that runs one backend. See `pool.Worker`."""
+
+    about: About
+
+    def __init__(
+        self,
+        ray: Any,
+        place: Place,
+        open_with: Callable[..., Backend],
+        streams: int | None,
+        threads: int,
+    ):
+        """Start the actor and wait until its backend is open; a node that is gone is replaced by any other.
+
+        Raises:
+          WorkerLost: it ended before that.
+          UserError, WorkFailed: its backend did not open, or the cluster has no room for it.
+        """
+        self._ray = ray
+        streams = streams or max(1, int(place.cpus) // threads)
+        where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.node, soft=True)
+        self._actor = (
+            ray.remote(_Actor)
+            .options(num_cpus=place.cpus, num_gpus=place.gpus, max_concurrency=streams + 1, scheduling_strategy=where)
+            .remote()
+        )
+        try:
+            self.about = self._get(self._actor.open.remote(open_with, place, streams, threads), START_SECONDS)
+            self.pid = self._get(self._actor.pid.remote(), START_SECONDS)
+        except BaseException:
+            self.close()
+            raise
+
+    def infer(self, stream: int, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Logits:
+        starts, ends = self._get(self._actor.infer.remote(*batch), None)
+        return np.array(starts), np.array(ends)  # Ray's own are read-only views of its store
+
+    def close(self) -> None:
+        if self._ray.is_initialized():  # else the actor ended with the session
+            self._ray.kill(self._actor)
+
+    def _get(self, answer: Any, seconds: float | None) -> Any:
+        errors = self._ray.exceptions
+        try:
+            return self._ray.get(answer, timeout=seconds)
+        except errors.GetTimeoutError:
+            raise WorkFailed(f"--ray: the cluster has not started a worker in {seconds:.0f} s; is it full?") from None
+        except errors.RayTaskError as error:
+            if isinstance(error.cause, UserError | WorkFailed):
+                raise type(error.cause)(*error.cause.args) from None
+            raise WorkFailed(f"{type(error.cause).__name__}: {error.cause}") from None
+        except errors.RayError as error:
+            line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+            raise WorkerLost(f"ended: {type(error).__name__}: {line}") from None
+
+
+class _Actor:
+    """What runs on a node."""
+
+    def open(self, open_with: Callable[..., Backend], place: Place, streams: int, threads: int) -> About:
+        if not place.gpus and hasattr(os, "sched_setaffinity"):
+            os.sched_setaffinity(0, machine.share(place.number, place.count))
+        try:
+            self._backend = open_with(streams=streams, threads=threads)
+        except UserError as error:
+            raise UserError(f"on the Ray node {platform.node()}: {error}") from None
+        return About.of(self._backend, streams)
+
+    def infer(self, *batch: np.ndarray) -> Logits:
+        return self._backend.infer(*batch)
+
+    def pid(self) -> int:
+        return os.getpid()
+
+
+def _connect(address: str) -> Any:
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report its use over the network
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"  # a call after the end would start another cluster
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    try:
+        import ray
+    except ImportError:
+        raise UserError("--ray: Ray is not installed; pip install -e '.[ray]'") from None
+    import ray.util.scheduling_strategies
+
+    _check_that_somebody_listens(address)
+    try:
+        ray.init(
+            address=address,  # LOCAL is Ray's own word; None could join a cluster that someone else has started here
+            include_dashboard=False if address == LOCAL else None,
+            log_to_driver=False,
+            logging_level="ERROR",
+        )
+    except (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"--ray {address}: no cluster that lets this process in ({line}); start one with: ray start --head,"
+            " and one that wants a token wants it in RAY_AUTH_TOKEN"
+        ) from None
+    return ray
+
+
+def _check_that_somebody_listens(address: str) -> None:
+    """Ray itself tries a wrong host:port for minutes."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=5).close()
+    except OSError as error:
+        raise UserError(f"--ray {address}: no cluster there ({error.strerror or error})") from None

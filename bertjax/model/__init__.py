@@ -1,0 +1,1 @@
+"""BERT in Flax NNX, and passes over a dataset without training."""

@@ -1,0 +1,46 @@
+"""A quantized model's dense layers on integers: INT8 times INT8, summed in INT32, scaled once. For serving in JAX."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bertjax.model.bert import BertForQuestionAnswering, Dense, Scale
+from bertjax.modeldir.tensors import feature_factors
+
+
+class IntegerDense(nnx.Module):
+    """`y = (q(x) q(W f)^T) max(s_x) s_W + b`, with grids and factors f as in `fakequant`: the same up to rounding."""
+
+    def __init__(self, dense: Dense, input_scale: Scale):
+        scale, step = dense.weight_scale[...], input_scale[...].max()
+        folded = dense.weight[...] * feature_factors(input_scale[...])
+        steps = jnp.clip(jnp.round(folded / scale[:, None]), -127, 127)
+        self.weight = nnx.Variable(steps.astype(jnp.int8))  # [out, in]
+        self.input_scale, self.scale = input_scale, Scale(scale * step)
+        self.bias = dense.bias
+
+    def __call__(self, x: jax.Array, shared: Scale | None = None) -> jax.Array:
+        del shared  # what `Dense` is told where layers share an input: known since this was made
+        steps = jnp.clip(jnp.round(x.astype(jnp.float32) / self.input_scale[...]), -128, 127).astype(jnp.int8)
+        contracted = (((x.ndim - 1,), (1,)), ((), ()))
+        sums = jax.lax.dot_general(steps, self.weight[...], contracted, preferred_element_type=jnp.int32)
+        return (sums.astype(jnp.float32) * self.scale[...] + self.bias[...]).astype(x.dtype)
+
+
+def use_integers(model: BertForQuestionAnswering) -> None:
+    """Put an `IntegerDense` in place of every quantized dense layer of a model, which can then no longer be trained."""
+    for layer in model.bert.encoder.layer:
+        attention = layer.attention.self
+        if attention is not None:
+            for name in ("query", "key", "value"):
+                setattr(attention, name, IntegerDense(getattr(attention, name), attention.input_scale))
+            _replace(layer.attention.output)
+        if layer.intermediate is not None:
+            _replace(layer.intermediate)
+            _replace(layer.output)
+
+
+def _replace(block: nnx.Module) -> None:
+    block.dense = IntegerDense(block.dense, block.dense.input_scale)

@@ -1,0 +1,1 @@
+"""A run from settings to report: its stages, its sweep and what a person sees of it."""

@@ -1,0 +1,68 @@
+"""The embedded default's inputs: a generated corpus, and an encoder pre-trained on it from nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from bertjax.data.corpus import write_corpus
+from bertjax.data.text import read_corpus
+from bertjax.data.tokenizer import load_tokenizer
+from bertjax.model.bert import as_arrays
+from bertjax.modeldir import store
+from bertjax.pipeline.settings import RunSettings, Scratch
+from bertjax.training.loop import TrainSettings
+from bertjax.training.pretrain import Shape, masked_lm_from_nothing, pretrain
+
+
+def write_scratch_inputs(settings: RunSettings, scratch: Scratch) -> RunSettings:
+    """Generate the embedded corpus and pre-train an encoder on it, inside the run directory, unless that is done.
+
+    Returns:
+      The settings with the files and the encoder filled in.
+
+    Raises as `pretrain`.
+    """
+    folder = Path(settings.output)
+    data, encoder = folder / "corpus", folder / "encoder"
+    files = {name: data / f"{name}.json" for name in ("train", "val", "eval")}
+    if not files["eval"].exists():  # the last one written
+        train, val, evaluation = scratch.paragraphs
+        write_corpus(data, seed=settings.seed, train=train, val=val, evaluation=evaluation)
+    if not (encoder / "config.json").exists():
+        _pretrain_encoder(settings, scratch, files["train"], encoder)
+    return dataclasses.replace(
+        settings,
+        train_file=str(files["train"]),
+        val_file=str(files["val"]),
+        eval_file=str(files["eval"]),
+        encoder=str(encoder),
+    )
+
+
+def _pretrain_encoder(settings: RunSettings, scratch: Scratch, text_file: Path, encoder: Path) -> None:
+    work = Path(settings.output) / "work" / "pretrain"
+    shape = Shape(
+        vocab_size=scratch.vocab_size,
+        hidden_size=scratch.hidden_size,
+        num_layers=scratch.num_layers,
+        heads=scratch.heads,
+        ffn=scratch.ffn,
+        positions=settings.max_seq,
+    )
+    config, params = masked_lm_from_nothing(
+        shape, text_file=text_file, tokenizer=work / "tokenizer", seed=settings.seed
+    )
+    tokenizer = load_tokenizer(work / "tokenizer")
+    params = pretrain(
+        config=config,
+        params=params,
+        corpus=read_corpus(text_file, tokenizer, max_seq=settings.max_seq, questions=True),
+        tokenizer=tokenizer,
+        batch_size=scratch.pretrain_batch_size,
+        settings=TrainSettings(
+            steps=scratch.pretrain_steps, learning_rate=scratch.pretrain_learning_rate, seed=settings.seed
+        ),
+        folder=work,
+    )
+    store.save(encoder, config, as_arrays(params), tokenizer_from=work / "tokenizer")

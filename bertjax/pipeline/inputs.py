@@ -1,0 +1,82 @@
+"""Where a run's data and teacher come from: files, the hub, the public SQuAD, or the embedded default."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from bertjax.data import download
+from bertjax.data.dataset import Dataset, from_examples, load_dataset
+from bertjax.data.squad import Example, read_squad
+from bertjax.data.windows import WindowSettings
+from bertjax.errors import UserError
+from bertjax.modeldir.config import BertConfig
+from bertjax.pipeline.settings import RunSettings
+
+HELD_OUT_SHARE = 0.02  # of the training paragraphs, where no validation file is given
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Files:
+    """The files of a run; `val` None means that a part of `train` is held out."""
+
+    train: Path
+    val: Path | None
+    eval: Path
+
+
+def resolve_files(settings: RunSettings) -> Files:
+    """Local paths of the settings' files, downloaded where they name the public SQuAD.
+
+    Raises:
+      UserError: a file is not named, absent or not to be fetched.
+    """
+    for flag in ("train_file", "eval_file"):
+        if getattr(settings, flag) is None:
+            raise UserError(f"--{flag.replace('_', '-')}: not given; name a SQuAD v1.1 file, or 'squad-v1.1'")
+    val = Path(settings.val_file) if settings.val_file else None
+    files = Files(train=_file(settings.train_file, "train"), val=val, eval=_file(settings.eval_file, "dev"))
+    for path in (files.train, files.val, files.eval):
+        if path is not None and not path.is_file():
+            raise UserError(f"{path}: no such file; a SQuAD v1.1 .json or .json.gz is wanted")
+    return files
+
+
+def _file(name: str, part: str) -> Path:
+    return download.squad_file(part) if name == download.SQUAD else Path(name)
+
+
+def window_settings(settings: RunSettings) -> WindowSettings:
+    return WindowSettings(max_seq=settings.max_seq, doc_stride=settings.doc_stride, max_query=settings.max_query)
+
+
+def load_training(settings: RunSettings, files: Files, tokenizer: Tokenizer) -> tuple[Dataset, Dataset]:
+    """The training and the validation part; raises as `load_dataset`."""
+    windows = window_settings(settings)
+    if files.val is not None:
+        train = load_dataset(files.train, tokenizer, windows, questions=settings.train_questions, seed=settings.seed)
+        validation = load_dataset(files.val, tokenizer, windows, questions=settings.val_questions, seed=settings.seed)
+        return train, validation
+    kept, held = _hold_out(read_squad(files.train), settings.seed)
+    return from_examples(kept, tokenizer, windows), from_examples(held, tokenizer, windows)
+
+
+def _hold_out(examples: list[Example], seed: int) -> tuple[list[Example], list[Example]]:
+    """Split by paragraph, so that no held-out paragraph is trained on."""
+    contexts = list(dict.fromkeys(example.context for example in examples))
+    count = max(1, round(HELD_OUT_SHARE * len(contexts)))
+    chosen = np.random.default_rng(seed).choice(len(contexts), count, replace=False)
+    held = {contexts[index] for index in chosen}
+    parts = [e for e in examples if e.context not in held], [e for e in examples if e.context in held]
+    if not parts[0]:
+        raise UserError("--val-file: not given, and the training file has too few paragraphs to hold some out")
+    return parts
+
+
+def check_positions(config: BertConfig, settings: RunSettings) -> None:
+    """Raise UserError if the model has too few positions for the settings' windows."""
+    if settings.max_seq > config.max_position_embeddings:
+        raise UserError(f"--max-seq {settings.max_seq}: the model has {config.max_position_embeddings} positions")

@@ -1,0 +1,202 @@
+"""The whole chain: teacher -> prune -> distill -> calibrate -> quantization-aware distillation, each evaluated.
+
+Every stage reads a model directory and writes one. A stage whose directory is there is done; a stage that was
+interrupted goes on from its checkpoint in `work/`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from bertjax import files, rundir
+from bertjax.data.answers import write_predictions
+from bertjax.data.dataset import Dataset
+from bertjax.errors import UserError
+from bertjax.machine import describe, package_versions
+from bertjax.model.bert import BertForQuestionAnswering, Params, as_params, init_params
+from bertjax.model.inference import Evaluator
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig, Quantization, count_macs
+from bertjax.modeldir.tensors import count_parameters
+from bertjax.pipeline import inputs
+from bertjax.pipeline.embedded import write_scratch_inputs
+from bertjax.pipeline.prune import prune
+from bertjax.pipeline.run import Run, distill_stage, train_settings
+from bertjax.pipeline.settings import RunSettings, check_goal, to_dict
+from bertjax.pruning.latency import read_table
+from bertjax.quantization.calibrate import quantize, record_ranges
+from bertjax.training.finetune import fine_tune
+
+
+def run_pipeline(settings: RunSettings, command: str) -> Run:
+    """Run or continue all stages that are not skipped; every figure goes into `metrics.json`.
+
+    Raises:
+      UserError: wrong input, or the directory holds a run with other settings.
+      WorkFailed: a stage failed.
+    """
+    run = prepare_teacher(settings, command)
+    for stage, make in (("pruned", prune), ("distilled", _distill), ("ptq", _calibrate), ("int8", _qat)):
+        if "calibrate" in settings.skip and stage in ("ptq", "int8"):
+            break
+        if not run.done(stage):
+            make(run)
+        _evaluate(run, stage)
+    return run
+
+
+def prepare_teacher(settings: RunSettings, command: str) -> Run:
+    """The run with its inputs and its teacher, scored; the stages of the student are not begun.
+
+    Raises as `run_pipeline`.
+    """
+    check_goal(settings)
+    if settings.latency_table:
+        read_table(Path(settings.latency_table))  # to be told before the teacher is trained
+    _claim(settings)
+    if settings.scratch is not None:
+        settings = write_scratch_inputs(settings, settings.scratch)
+    run = Run(settings, command)
+    if not run.done("teacher"):
+        _make_teacher(run)
+    _record_run(run)
+    _evaluate(run, "teacher")
+    return run
+
+
+def _claim(settings: RunSettings) -> None:
+    """Write `settings.json`, or see that the one there makes the same models: what is scored may change."""
+    folder, wanted = Path(settings.output), _as_json(settings)
+    if recorded := rundir.read_settings(folder):
+        found = _as_json(RunSettings()) | recorded  # a field that is newer than the run
+        old, new = _what_makes_models(found), _what_makes_models(wanted)
+        changed = [name for name in new if old[name] != new[name]]
+        if changed:
+            what = ", ".join(f"{name} was {old[name]!r} and is now {new[name]!r}" for name in changed)
+            raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
+        if found == wanted:
+            return
+    files.write_file_aside(folder / "settings.json", json.dumps(wanted, indent=2) + "\n")
+
+
+def _as_json(settings: RunSettings) -> dict[str, Any]:
+    return json.loads(json.dumps(to_dict(settings)))
+
+
+def _what_makes_models(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings that a run's models depend on: not whether stages are scored, nor how much disk is lent."""
+    kept = {name: value for name, value in settings.items() if name != "cache_gib"}
+    return kept | {"skip": [stage for stage in kept["skip"] if stage != "evaluate"]}
+
+
+def _record_run(run: Run) -> None:
+    train, validation = run.datasets
+    settings = run.settings
+    data = {
+        "train_file": str(run.files.train),
+        "val_file": str(run.files.val) if run.files.val else None,
+        "eval_file": str(run.files.eval),
+        "train_windows": len(train.windows),
+        "val_windows": len(validation.windows),
+        "max_seq": settings.max_seq,
+        "doc_stride": settings.doc_stride,
+        "max_query": settings.max_query,
+    }
+    machine = describe() | {"trained_on": jax.devices()[0].device_kind}
+    about = {"command": run.command, "versions": package_versions(), "machine": machine}
+    rundir.update_metrics(run.folder, about | {"seed": settings.seed, "data": data})
+
+
+def _make_teacher(run: Run) -> None:
+    with run.timed("teacher"):
+        if run.settings.teacher:
+            config, arrays = store.load_question_answering(run.teacher_source)
+            run.save("teacher", config, arrays)
+            return
+        train, validation = run.datasets
+        config, params = fine_tune_encoder(
+            run.settings, run.teacher_source, train, validation, run.folder / "work" / "teacher"
+        )
+        run.save("teacher", config, params)
+
+
+def fine_tune_encoder(
+    settings: RunSettings, encoder: Path, train: Dataset, validation: Dataset, folder: Path
+) -> tuple[BertConfig, Params]:
+    """A pretrained encoder with a fresh span head, trained with the settings' `teacher_` fields; raises as `train`."""
+    config, arrays = store.load_encoder(encoder)
+    config = dataclasses.replace(
+        config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
+    )
+    inputs.check_positions(config, settings)
+    params = init_params(BertForQuestionAnswering, config, seed=settings.seed)
+    params = fine_tune(
+        config=config,
+        params=params | as_params(arrays),
+        dataset=train,
+        validation=validation,
+        batch_size=settings.teacher_batch_size,
+        length_multiple=settings.length_multiple,
+        settings=train_settings(settings, "teacher", train),
+        folder=folder,
+        dtype=jnp.dtype(settings.dtype),
+    )
+    return config, params
+
+
+def _distill(run: Run) -> None:
+    config, params = run.load("pruned")
+    with run.timed("distilled"):
+        if "distill" not in run.settings.skip:
+            rounds = run.settings.pruning_rounds > 1 and "prune" not in run.settings.skip
+            folder, share = run.folder / "work" / "distill", 0.5 if rounds else 1.0
+            params = distill_stage(run, "distill", config, params, folder, share)
+        run.save("distilled", config, params)
+
+
+def _calibrate(run: Run) -> None:
+    config, params = run.load("distilled")
+    with run.timed("ptq"):
+        record = Quantization.calibrated(
+            run.settings.quantize_also,
+            activation_scales=run.settings.activation_scales,
+            calibrator=run.settings.calibrator,
+            calibration_examples=min(run.settings.calibration_examples, len(run.datasets[0].windows)),
+        )
+        config = dataclasses.replace(config, quantization=record)
+        ranges = record_ranges(config, params, run.datasets[0], seed=run.settings.seed)
+        run.save("ptq", config, quantize(config, params, ranges))
+
+
+def _qat(run: Run) -> None:
+    config, params = run.load("ptq")
+    with run.timed("int8"):
+        if "qat" not in run.settings.skip:
+            params = distill_stage(run, "qat", config, params, run.folder / "work" / "qat", 1.0)
+            config = dataclasses.replace(config, quantization=dataclasses.replace(config.quantization, trained=True))
+        run.save("int8", config, params)
+
+
+def _evaluate(run: Run, stage: str) -> None:
+    """Score a stage's model directory on the evaluation file, unless that is done or skipped."""
+    directory = run.directory(stage)
+    config = BertConfig.from_json(directory / "config.json")
+    figures: dict[str, float] = {
+        "parameters": count_parameters(config),
+        "macs": count_macs(config, run.settings.max_seq),
+        "bytes": store.weight_bytes(directory),
+    }
+    known = rundir.read_metrics(run.folder).get("stages", {}).get(stage, {})
+    if "evaluate" not in run.settings.skip and "f1" not in known:
+        config, params = run.load(stage)
+        found = Evaluator(config, run.eval_dataset)(params, label=f"evaluate {stage}")
+        figures |= {"exact_match": found.score.exact_match, "f1": found.score.f1}
+        write_predictions(run.folder / "predictions" / f"{stage}.json", found.answers)
+        print(f"{stage}: exact match {found.score.exact_match:.2f}, F1 {found.score.f1:.2f}")
+    rundir.update_metrics(run.folder, {"stages": {stage: figures}})

@@ -1,0 +1,130 @@
+"""A run directory: where its models lie, `metrics.json` with every number it measured, and `settings.json`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from bertjax.data.windows import WindowSettings
+from bertjax.errors import UserError
+from bertjax.files import write_file_aside
+from bertjax.modeldir.config import BertConfig
+
+STUDENT = "student-int8"  # the directory that is served
+
+DIRECTORIES = {  # where each stage's model directory lies in the run directory; those of pruning rounds are in work/
+    "teacher": "teacher",
+    "pruned": "work/pruned",
+    "distilled": "student",
+    "ptq": "work/ptq",
+    "int8": "student-int8",
+}
+
+_LEFT_OUT = {"prune": "pruned", "distill": "distilled", "qat": "int8"}  # what --skip takes, and the stage it leaves out
+
+
+def read_metrics(run: Path) -> dict[str, Any]:
+    """The run's record, empty if it has none yet.
+
+    Raises:
+      UserError: `metrics.json` is there but broken.
+    """
+    return _read(Path(run) / "metrics.json", "move it away, and the next stage writes a new one")
+
+
+def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
+    """Merge `patch` into the run's record, key by key at every depth, write it in one step, and return it."""
+    merged = _merge(read_metrics(run), patch)
+    write_file_aside(Path(run) / "metrics.json", json.dumps(merged, indent=2) + "\n")
+    return merged
+
+
+def read_settings(run: Path) -> dict[str, Any]:
+    """What the run's `settings.json` holds, empty if it has none.
+
+    Raises:
+      UserError: it is there but broken.
+    """
+    return _read(Path(run) / "settings.json", "it says how the run was made: bring it back, or take another run")
+
+
+def _read(path: Path, mend: str) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:  # of JSON and of UTF-8
+        raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
+
+
+def made_stages(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the stages that a run made, without those left out, whose model is that of the stage before.
+
+    Args:
+      metrics, settings: what `metrics.json` and `settings.json` of the run hold.
+    """
+    left_out = {stage for name, stage in _LEFT_OUT.items() if name in settings.get("skip", ())}
+    return {stage: figures for stage, figures in metrics.get("stages", {}).items() if stage not in left_out}
+
+
+def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for key, value in new.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both else value
+    return merged
+
+
+def run_folder(model: Path) -> Path | None:
+    """The run directory that a model directory lies in; None where it lies in none."""
+    parent = Path(model).resolve().parent
+    return parent if (parent / "metrics.json").exists() else None
+
+
+def default_data(model: Path) -> Path:
+    """The evaluation file of the model's run.
+
+    Raises:
+      UserError: the model is of no run, or the run does not say.
+    """
+    recorded = _data_record(model).get("eval_file")
+    if recorded is None:
+        raise UserError(f"{model}: lies in no run directory that names an evaluation file; give --data FILE")
+    return Path(recorded)
+
+
+def window_settings(
+    model: Path, *, max_seq: int | None = None, doc_stride: int | None = None, max_query: int | None = None
+) -> WindowSettings:
+    """The given window settings, else those of the model's run, else MLPerf's within the model's positions.
+
+    Raises:
+      UserError: the model's `config.json` is missing or wrong.
+    """
+    recorded, usual = _data_record(model), WindowSettings()
+    positions = BertConfig.from_json(Path(model) / "config.json").max_position_embeddings
+    return WindowSettings(
+        max_seq=max_seq or recorded.get("max_seq", min(usual.max_seq, positions)),
+        doc_stride=doc_stride or recorded.get("doc_stride", usual.doc_stride),
+        max_query=max_query or recorded.get("max_query", usual.max_query),
+    )
+
+
+def _data_record(model: Path) -> dict[str, Any]:
+    folder = run_folder(model)
+    return read_metrics(folder).get("data", {}) if folder else {}
+
+
+def newest_student(root: Path = Path("runs")) -> Path:
+    """The INT8 student of the run under `root` that finished last.
+
+    A model directory is complete or absent, so its `config.json` is the sign of a finished one.
+
+    Raises:
+      UserError: no run under `root` has one.
+    """
+    found = [path for path in Path(root).glob("*/student-int8/config.json") if not path.parent.name.startswith(".")]
+    if not found:
+        raise UserError(f"no finished run under {root}/; run python train/distill.py first, or give --model DIR")
+    return max(found, key=lambda path: path.stat().st_mtime).parent

@@ -1,0 +1,97 @@
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bertjax.engines.workers.pool import WorkerPool
+from bertjax.engines.workers.ray import LOCAL, Place, RayWorker, close_ray, open_ray, plan_places
+from bertjax.errors import UserError, WorkFailed
+from tests.engines.workers import pools
+
+HERE = str(Path(__file__).resolve().parents[3])
+
+
+def node(name, *, cpus=8, gpus=0, alive=True):
+    return {"NodeID": name, "Alive": alive, "Resources": {"CPU": cpus} | ({"GPU": gpus} if gpus else {})}
+
+
+def test_workers_are_spread_over_the_nodes():
+    places = plan_places([node("a"), node("b", cpus=4), node("dead", alive=False)], 3)
+    assert [(place.node, place.number, place.count, place.cpus) for place in places] == [
+        ("a", 0, 2, 4.0),
+        ("b", 0, 1, 4.0),
+        ("a", 1, 2, 4.0),
+    ]
+    assert len(plan_places([node("a"), node("b")], None)) == 2  # one a node
+    assert plan_places([node("a", cpus=2)], 3)[0].cpus == 0.6666
+
+
+def test_each_gpu_gets_a_worker():
+    cluster = [node("a", gpus=2), node("b"), node("c", gpus=1)]
+    assert [(place.node, place.gpus) for place in plan_places(cluster, None)] == [("a", 1), ("c", 1), ("a", 1)]
+    with pytest.raises(UserError, match="--workers 4: the Ray cluster has 3 GPUs"):
+        plan_places(cluster, 4)
+
+
+def test_a_missing_ray_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match="pip install"):
+        open_ray(pools.open_echo, LOCAL, 1, streams=None, threads=1)
+
+
+@pytest.fixture(scope="module")
+def echo_pool():
+    pytest.importorskip("ray")
+    patch = pytest.MonkeyPatch()
+    patch.setenv("PYTHONPATH", HERE)  # Ray's processes import the backends from here, as the harness's child has it
+    pool = open_ray(pools.open_echo, LOCAL, 3, streams=3, threads=1)
+    yield pool
+    close_ray(pool)
+    patch.undo()
+
+
+def open_one(open_with):
+    """A pool of one worker beside the others."""
+    import ray
+
+    place = Place(node=ray.nodes()[0]["NodeID"], number=0, count=1, cpus=0.0, gpus=0)
+    return WorkerPool(lambda number: RayWorker(ray, place, open_with, 1, 1), 1)
+
+
+def test_a_ray_worker_killed_in_mid_run_loses_no_answer_and_is_started_again(echo_pool, library, windows):
+    pools.lose_one_and_get_it_back(echo_pool, library, windows)
+
+
+def test_a_batch_that_kills_every_ray_worker_ends_with_the_cause(echo_pool):
+    pool = open_one(pools.open_dying)
+    ids = np.zeros((2, 8), np.int64)
+    with pytest.raises(WorkFailed, match="3 workers in turn ended on a batch of 2 x 8 tokens; the last ended: Actor"):
+        pool.infer(ids, ids, ids)
+    pool.close()
+
+
+def test_a_ray_worker_that_cannot_open_its_backend_says_where_and_why(echo_pool):
+    with pytest.raises(UserError, match="on the Ray node .*nowhere/config.json: no such file"):
+        open_one(pools.open_wrong)
+
+
+def test_closing_leaves_no_process(echo_pool):
+    """The last test of the module: it ends the cluster."""
+    own = [int(path.name) for path in Path("/proc").glob("[0-9]*") if child_of(path, os.getpid()) and is_ray(path)]
+    assert own, "no process of Ray found"
+    workers = pools.pids(echo_pool)
+    close_ray(echo_pool)
+    assert all(pools.gone(pid) for pid in own + workers)
+
+
+def child_of(path: Path, parent: int) -> bool:
+    try:
+        return int((path / "stat").read_text().rsplit(")", 1)[1].split()[1]) == parent
+    except OSError:
+        return False
+
+
+def is_ray(path: Path) -> bool:
+    return b"ray" in (path / "cmdline").read_bytes()

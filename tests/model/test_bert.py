@@ -1,0 +1,252 @@
+"""The NNX BERT against PyTorch transformers, and model directories that do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from bertjax import files
+from bertjax.errors import UserError, WorkFailed
+from bertjax.model.bert import BertForQuestionAnswering, as_params, bind, init_params, jit_logits, load
+from bertjax.model.fakequant import fake_quantize, weight_scale
+from bertjax.model.masked_lm import BertForMaskedLM
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import count_parameters, question_answering_shapes
+from bertjax.training.losses import span_cross_entropy
+from tests.models import QUANTIZATION, tiny_config, write_random_model
+
+
+def _inputs(vocabulary: int, rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    random = np.random.default_rng(seed)
+    mask = np.ones((rows, length), np.int32)
+    mask[-1, length // 2 :] = 0
+    types = np.zeros((rows, length), np.int32)
+    types[:, 5:] = 1
+    return random.integers(0, vocabulary, (rows, length)).astype(np.int32), mask, types
+
+
+def _span_model(config: BertConfig, *, seed: int, dtype: jnp.dtype = jnp.float32):
+    """A compiled model with fresh weights."""
+    model = bind(
+        BertForQuestionAnswering, config, init_params(BertForQuestionAnswering, config, seed=seed), dtype=dtype
+    )
+    return jax.jit(lambda *inputs, **rest: model(*inputs, **rest))
+
+
+def _compare_with_transformers(config: BertConfig, params: dict[str, np.ndarray], length: int) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    layer = config.layers[0]
+    theirs = transformers.BertConfig(
+        vocab_size=config.vocab_size,
+        hidden_size=config.hidden_size,
+        num_hidden_layers=len(config.layers),
+        num_attention_heads=layer.heads,
+        intermediate_size=layer.ffn,
+        attn_implementation="eager",
+    )
+    model = transformers.BertForQuestionAnswering(theirs).eval()
+    lost = model.load_state_dict(
+        {name: torch.from_numpy(np.array(value)) for name, value in params.items()}, strict=False
+    )
+    assert not lost.unexpected_keys and not [name for name in lost.missing_keys if "position_ids" not in name]
+    ids, mask, types = _inputs(config.vocab_size, 2, length)
+    with torch.no_grad():
+        wanted = model(*(torch.from_numpy(array).long() for array in (ids, mask, types)))
+    ours = bind(BertForQuestionAnswering, config, as_params(params))
+    start, end = jit_logits(ours)(ids, mask, types)
+    np.testing.assert_allclose(start[mask > 0], wanted.start_logits.numpy()[mask > 0], atol=1e-4)
+    np.testing.assert_allclose(end[mask > 0], wanted.end_logits.numpy()[mask > 0], atol=1e-4)
+
+
+def test_bert_large_shape_matches_transformers():
+    config, random = BertConfig.bert_large(), np.random.default_rng(0)
+    noise = random.normal(0.0, 0.03, 1_000_003).astype(np.float32)  # drawn once and repeated: 334M draws take long
+    params = {
+        name: np.resize(np.roll(noise, random.integers(len(noise))), shape) + ("LayerNorm.weight" in name)
+        for name, shape in question_answering_shapes(config).items()
+    }
+    assert count_parameters(config) == sum(value.size for value in params.values()) == 334_094_338
+    _compare_with_transformers(config, params, length=16)
+
+
+def test_gradients_match_transformers():
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    config = BertConfig.dense(vocab_size=50, hidden_size=32, num_layers=2, heads=2, ffn=64, max_position_embeddings=32)
+    params = init_params(BertForQuestionAnswering, config, seed=0)
+    params = {name: value * 5 if value.ndim == 2 else value for name, value in params.items()}
+    ids, mask, types = _inputs(50, 4, 12)
+    starts, ends = np.array([1, 3, 5, 2]), np.array([2, 4, 5, 4])
+
+    def loss(params: dict) -> jax.Array:
+        output = bind(BertForQuestionAnswering, config, params)(ids, mask, types)
+        return span_cross_entropy(output, mask, starts, ends).mean()
+
+    ours = jax.jit(jax.grad(loss))(params)
+    shape = dict(vocab_size=50, hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64)
+    theirs = transformers.BertConfig(**shape, max_position_embeddings=32, attn_implementation="eager")
+    model = transformers.BertForQuestionAnswering(theirs).eval()
+    model.load_state_dict({name: torch.from_numpy(np.array(value)) for name, value in params.items()}, strict=False)
+    output = model(*(torch.from_numpy(array).long() for array in (ids, mask, types)))
+    parts = []
+    for logits, labels in ((output.start_logits, starts), (output.end_logits, ends)):
+        real = logits.masked_fill(torch.from_numpy(mask == 0), -1e4)
+        parts.append(torch.nn.functional.cross_entropy(real, torch.from_numpy(labels)))
+    (sum(parts) / 2).backward()
+    for name, parameter in model.named_parameters():
+        kept = slice(1 if "word_embeddings" in name else 0, None)  # PyTorch leaves [PAD]'s own row out of training
+        np.testing.assert_allclose(ours[name][kept], parameter.grad.numpy()[kept], atol=1e-5, err_msg=name)
+
+
+def test_the_real_encoder_matches_transformers(minilm: Path):
+    config, arrays = store.load_encoder(minilm)
+    params = init_params(BertForQuestionAnswering, config, seed=0) | arrays
+    _compare_with_transformers(config, params, length=60)
+
+
+def test_padding_changes_nothing():
+    config = tiny_config(quantized=False)
+    model = _span_model(config, seed=1)
+    ids, mask, types = _inputs(config.vocab_size, 2, 12)
+    padded = [np.pad(array, ((0, 0), (0, 20))) for array in (ids, mask, types)]
+    short, long = model(ids, mask, types), model(*padded)
+    np.testing.assert_allclose(long.start_logits[:, :12][mask > 0], short.start_logits[mask > 0], atol=1e-5)
+
+
+def test_bfloat16_stays_near_float32():
+    config = tiny_config(quantized=False)
+    inputs = _inputs(config.vocab_size, 2, 20)
+    wide = _span_model(config, seed=2)(*inputs)
+    narrow = _span_model(config, seed=2, dtype=jnp.bfloat16)(*inputs)
+    assert narrow.start_logits.dtype == jnp.float32 and narrow.hidden_states[-1].dtype == jnp.bfloat16
+    difference = np.linalg.norm(narrow.start_logits - wide.start_logits) / np.linalg.norm(wide.start_logits)
+    assert 0 < difference < 0.05
+
+
+def test_bfloat16_gradients_are_float32_and_near():
+    config = tiny_config(quantized=True)
+    params = init_params(BertForQuestionAnswering, config, seed=2)
+    ids, mask, types = _inputs(config.vocab_size, 2, 20)
+    trained = {name: value for name, value in params.items() if not name.endswith("_scale")}
+    scales = {name: 0.05 * value for name, value in params.items() if name.endswith("_scale")}
+
+    def gradients(dtype: jnp.dtype) -> np.ndarray:
+        def loss(trained):
+            output = bind(BertForQuestionAnswering, config, trained | scales, dtype=dtype)(ids, mask, types)
+            return span_cross_entropy(output, mask, np.array([6, 7]), np.array([8, 9])).mean()
+
+        found = jax.jit(jax.grad(loss))(trained)
+        assert all(value.dtype == jnp.float32 for value in found.values())
+        return np.concatenate([np.ravel(found[name]) for name in sorted(found)])
+
+    wide, narrow = gradients(jnp.float32), gradients(jnp.bfloat16)
+    assert wide @ narrow > 0.995 * np.linalg.norm(wide) * np.linalg.norm(narrow)
+
+
+def test_dropout_follows_its_key():
+    config = dataclasses.replace(tiny_config(quantized=False), hidden_dropout=0.3)
+    model = _span_model(config, seed=3)
+    inputs = _inputs(config.vocab_size, 2, 20)
+    once, again, other = (model(*inputs, dropout_key=jax.random.key(seed)).start_logits for seed in (1, 1, 2))
+    np.testing.assert_array_equal(once, again)
+    assert np.abs(once - other).max() > 1e-3
+    assert np.abs(once - model(*inputs).start_logits).max() > 1e-3
+
+
+def test_a_directory_comes_back_as_it_was_saved(tmp_path: Path):
+    config = tiny_config(((2, 64), (0, 32), (1, 0), (0, 0)))
+    write_random_model(tmp_path / "a", config, seed=0)
+    found, arrays = store.load_question_answering(tmp_path / "a")
+    assert found == config
+    store.save(tmp_path / "b", found, arrays, tokenizer_from=tmp_path / "a")
+    again = store.load_question_answering(tmp_path / "b")[1]
+    assert arrays.keys() == again.keys()
+    for name, value in arrays.items():
+        np.testing.assert_array_equal(value, again[name])
+    weights, config_file = ((tmp_path / "b" / name).stat() for name in ("model.safetensors", "config.json"))
+    assert weights.st_mode == config_file.st_mode, "whoever may read one file may read the other"
+    start, _ = jit_logits(load(tmp_path / "b"))(*_inputs(config.vocab_size, 2, 9))
+    assert np.isfinite(start).all()
+
+
+def test_all_wrong_tensors_are_told_at_once(tmp_path: Path):
+    write_random_model(tmp_path / "m", tiny_config(), seed=0)
+    path = tmp_path / "m" / "model.safetensors"
+    arrays = safetensors.numpy.load_file(path)
+    del arrays["qa_outputs.bias"]
+    arrays["bert.embeddings.LayerNorm.bias"] = np.zeros(3, np.float32)
+    arrays["bert.encoder.layer.0.intermediate.dense.input_scale"][3] = np.nan
+    arrays["bert.encoder.layer.1.output.dense.weight_scale"] *= 0
+    safetensors.numpy.save_file(arrays, path)
+    with pytest.raises(UserError, match="4 tensors") as caught:
+        store.load_question_answering(tmp_path / "m")
+    for told in ("qa_outputs.bias is missing", "LayerNorm.bias is [3]", "NaN", "not positive"):
+        assert told in str(caught.value)
+
+
+def test_a_directory_from_before_there_were_scales_for_features_is_read(tmp_path: Path):
+    config = tiny_config(quantized=dataclasses.replace(QUANTIZATION, activation_scales="tensor"))
+    write_random_model(tmp_path / "m", config, seed=0)
+    path = tmp_path / "m" / "config.json"
+    raw = json.loads(path.read_text())
+    del raw["quantization"]["activation_scales"]
+    path.write_text(json.dumps(raw))
+    assert store.load_question_answering(tmp_path / "m")[0] == config
+
+
+def test_bfloat16_checkpoints_and_old_names_are_read(tmp_path: Path):
+    write_random_model(tmp_path / "m", tiny_config(quantized=False), seed=0)
+    config, arrays = store.load_question_answering(tmp_path / "m")
+    renamed = {k.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in arrays.items()}
+    narrow = {name: np.asarray(jnp.asarray(value, jnp.bfloat16)) for name, value in renamed.items()}
+    safetensors.numpy.save_file(narrow, tmp_path / "m" / "model.safetensors")
+    _, found = store.load_encoder(tmp_path / "m")
+    name = "bert.encoder.layer.0.output.LayerNorm.weight"
+    np.testing.assert_array_equal(found[name], narrow["encoder.layer.0.output.LayerNorm.gamma"].astype(np.float32))
+
+
+def test_a_directory_is_complete_or_absent(tmp_path: Path):
+    with pytest.raises(RuntimeError), files.write_aside(tmp_path / "m") as aside:
+        (aside / "config.json").write_text("{}")
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_is_told(tmp_path: Path):
+    with pytest.raises(WorkFailed, match="disk is full"), files.write_aside(tmp_path / "m"):
+        Path("/dev/full").write_bytes(b"0" * 100_000)
+    assert not (tmp_path / "m").exists()
+
+
+def test_masked_lm_shares_the_word_table():
+    config = tiny_config(quantized=False)
+    params = init_params(BertForMaskedLM, config, seed=0)
+    inputs, positions = _inputs(config.vocab_size, 2, 12), np.array([[1, 3], [2, 4]], np.int32)
+    logits = jax.jit(lambda params: bind(BertForMaskedLM, config, params)(*inputs, positions))
+    before = logits(params)
+    assert before.shape == (2, 2, config.vocab_size)
+    absent = next(i for i in range(config.vocab_size) if i not in inputs[0])  # only the decoder reads this row
+    table = "bert.embeddings.word_embeddings.weight"
+    params[table] = params[table].at[absent].mul(-3.0)
+    after = logits(params)
+    assert (np.abs(after - before).max(axis=(0, 1)) > 1e-6).tolist() == [i == absent for i in range(config.vocab_size)]
+
+
+def test_the_grid_rounds_half_to_even_clips_and_passes_gradients_inside():
+    x, scale = jnp.array([0.25, 0.75, 1.24, -0.25, 64.0, -70.0]), jnp.float32(0.5)
+    np.testing.assert_array_equal(fake_quantize(x, scale, -128), [0.0, 1.0, 1.0, 0.0, 63.5, -64.0])
+    gradient = jax.grad(lambda x: fake_quantize(x, scale, -128).sum())(x)
+    np.testing.assert_array_equal(gradient, [1, 1, 1, 1, 0, 0])
+    weight = jnp.array([[0.0, 0.0], [1.27, -2.54]])
+    np.testing.assert_array_equal(weight_scale(weight, scale), np.float32([1.0, 0.02]))
+    np.testing.assert_allclose(weight_scale(weight, jnp.array([3.0, 0.75])), np.float32([1.0, 0.01]), rtol=1e-6)
