@@ -20,7 +20,7 @@ import numpy as np
 
 from bertjax.data.batching import Batch
 from bertjax.data.dataset import Dataset
-from bertjax.files import disk_error
+from bertjax.files import claim_disk, disk_error
 from bertjax.model.bert import BertForQuestionAnswering, Params, as_arrays, bind
 from bertjax.modeldir.config import INPUTS, BertConfig
 
@@ -152,4 +152,6 @@ def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
         found = np.lib.format.open_memmap(path, mode="r+")
         if found.shape == shape and found.dtype == dtype:
             return found
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    claim_disk(path)
+    return made

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from bertjax import files
-from bertjax.errors import UserError, WorkFailed
+from bertjax.errors import UserError
 from bertjax.model.bert import BertForQuestionAnswering, as_params, bind, init_params, jit_logits, load
 from bertjax.model.fakequant import fake_quantize, weight_scale
 from bertjax.model.masked_lm import BertForMaskedLM
@@ -212,20 +211,6 @@ def test_bfloat16_checkpoints_and_old_names_are_read(tmp_path: Path):
     _, found = store.load_encoder(tmp_path / "m")
     name = "bert.encoder.layer.0.output.LayerNorm.weight"
     np.testing.assert_array_equal(found[name], narrow["encoder.layer.0.output.LayerNorm.gamma"].astype(np.float32))
-
-
-def test_a_directory_is_complete_or_absent(tmp_path: Path):
-    with pytest.raises(RuntimeError), files.write_aside(tmp_path / "m") as aside:
-        (aside / "config.json").write_text("{}")
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
-def test_a_full_disk_is_told(tmp_path: Path):
-    with pytest.raises(WorkFailed, match="disk is full"), files.write_aside(tmp_path / "m"):
-        Path("/dev/full").write_bytes(b"0" * 100_000)
-    assert not (tmp_path / "m").exists()
 
 
 def test_masked_lm_shares_the_word_table():
