@@ -1,3 +1,5 @@
 """bertjax: compress an extractive-QA BERT and prove how fast and how accurate the small one is."""
 
-__version__ = "0.1.0"
+from bertjax.version import __version__
+
+__all__ = ["__version__"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from bertjax.files import write_file_aside
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from matplotlib.axes import Axes as Axes
 
 
 def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -16,8 +16,7 @@ from bertjax.mlperf.result import SUMMARY, Result
 from bertjax.mlperf.timeline import Timing
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
+    from bertjax.display import Axes
 
 LATENCY = "latency.svg"
 PEAK = "peak.svg"

@@ -12,13 +12,13 @@ from pathlib import Path
 
 import onnx
 
-import bertjax
 from bertjax import files
 from bertjax.errors import UserError, WorkFailed
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.emit import REVISION, emit
 from bertjax.onnx.graph import FLAVOURS, FlavourName
+from bertjax.version import __version__
 
 # A protobuf message ends at 2 GiB; past this many bytes of weights they go into a file of their own.
 EXTERNAL_DATA_FROM = 2_000_000_000
@@ -111,7 +111,7 @@ def _record(directory: Path, config: BertConfig, flavour: FlavourName) -> dict[s
         "flavour": flavour,
         "config": json.dumps(config.to_dict(), sort_keys=True),
         "source_sha256": source_digest(directory),
-        "bertjax_version": bertjax.__version__,
+        "bertjax_version": __version__,
         "emitter_revision": REVISION,
     }
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import bertjax
 from bertjax.errors import UserError, WorkFailed
 from bertjax.files import disk_error, write_file_aside
 from bertjax.machine import describe, find_gpu
@@ -20,6 +19,7 @@ from bertjax.tensorrt.build import BuildSettings, BuiltEngine, build_engine, ins
 from bertjax.tensorrt.record import record_path
 from bertjax.tensorrt.source import Source, prepare_onnx
 from bertjax.tensorrt.steps import Step, steps_from_inspector, steps_from_log
+from bertjax.version import __version__
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,7 @@ def _record(
         "flavour": source.flavour,
         "library": trt.__name__,
         "library_version": trt.__version__,
-        "bertjax_version": bertjax.__version__,
+        "bertjax_version": __version__,
         "compute_capability": built.compute_capability,
         "gpu": gpu.name if gpu else None,
         "machine": describe(),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import bertjax
+from bertjax import version
 from bertjax.display import text_table
 from bertjax.files import write_aside
 from bertjax.mlperf.logs import read_detail_log
@@ -127,7 +127,7 @@ def _write_documentation(folder: Path, submission: Submission) -> None:
 
 def _copy_sources(folder: Path) -> None:
     """The library, and of a checkout its programs too."""
-    package = Path(bertjax.__file__).parent
+    package = Path(version.__file__).parent
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(package, folder / package.name, ignore=ignore)
     for name in _SOURCES:
