@@ -23,10 +23,11 @@ from typing import Any
 
 from bertjax import programs
 from bertjax.display import text_table
-from bertjax.engines.timing.shapes import cut_bert_large, random_tensors
+from bertjax.engines.timing.shapes import cut_bert_large
 from bertjax.errors import WorkFailed
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, count_macs
+from bertjax.modeldir.untrained import random_model
 
 EXPORT = Path(__file__).resolve().parent.parent / "export"
 
@@ -73,7 +74,7 @@ def run_program(program: str, *flags: str) -> tuple[float, int, str]:
 
 def measure(directory: Path, model: Model) -> dict[str, Any]:
     """Export and build one model; everything that its row shows, and the account as printed."""
-    store.save(directory, model.config, random_tensors(model.config), tokenizer_from=directory)
+    store.save(directory, random_model(model.config), tokenizer_from=directory)
     seconds, memory, _ = run_program("to_onnx.py", "--model", str(directory), "--flavour", model.flavour)
     result: dict[str, Any] = {"export_seconds": seconds, "export_bytes": memory}
     result["onnx_bytes"] = sum(path.stat().st_size for path in directory.glob("model*.onnx*"))

@@ -82,14 +82,14 @@ def measure(config: BertConfig, plans: dict[str, Plan], table: LatencyTable, sec
 
 def repaired_scores(model: Path, plans: dict[str, Plan], train_file: Path, data: Path, questions: int) -> list[float]:
     """F1 of the teacher and of each plan's student after repair."""
-    config, arrays = store.load_question_answering(model)
-    teacher = Model(config=config, params=as_params(arrays))
+    stored = store.load_question_answering(model)
+    teacher = Model.of(stored)
     tokenizer, windows = load_tokenizer(model), rundir.window_settings(model)
     train = load_dataset(train_file, tokenizer, windows)
     validation = load_dataset(data, tokenizer, windows, questions=questions)
-    scores = [Evaluator(config, validation)(teacher.params).score.f1]
+    scores = [Evaluator(teacher.config, validation)(teacher.params).score.f1]
     for plan in plans.values():
-        shape, kept = cut(config, arrays, plan)
+        shape, kept = cut(stored.config, stored.tensors, plan)
         student = Model(config=shape, params=as_params(kept))
         params = repair(teacher, student, train, examples=REPAIR_EXAMPLES, seed=0)
         scores.append(Evaluator(shape, validation)(params).score.f1)

@@ -109,12 +109,11 @@ def main() -> None:
     add("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    config, arrays = store.load_question_answering(options.model)
-    teacher = Model(config=config, params=as_params(arrays))
+    teacher = Model.of(store.load_question_answering(options.model))
     tokenizer, windows = load_tokenizer(options.model), rundir.window_settings(options.model)
     train = load_dataset(options.train_file, tokenizer, windows)
     validation = load_dataset(options.data, tokenizer, windows, questions=options.questions)
-    whole = Evaluator(config, validation)(teacher.params).score.f1
+    whole = Evaluator(teacher.config, validation)(teacher.params).score.f1
     rows = []
     for name, measure in MEASURES.items():
         importance = measure(teacher, train, options.examples, options.seed)

@@ -25,7 +25,7 @@ from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.display import text_table
 from bertjax.errors import UserError
-from bertjax.model.bert import Model, as_arrays, as_params
+from bertjax.model.bert import Model
 from bertjax.model.inference import Evaluation, Evaluator
 from bertjax.modeldir import store
 from bertjax.modeldir.config import ActivationScales, Quantization
@@ -62,7 +62,7 @@ class Bench:
         config = dataclasses.replace(self.student.config, quantization=record)
         params = quantize(config, self.student.params, self.ranges[record.activation_scales])
         if not directory.exists():
-            store.save(directory, config, as_arrays(params), tokenizer_from=self.source)
+            store.save(directory, Model(config=config, params=params).stored(), tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
         scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - self.exact.score.f1:+.2f}"]
         scores.append(f"{found['kl']:.4f}")
@@ -115,10 +115,9 @@ def main() -> None:
     add("--seed", type=int, default=0)
     options = parser.parse_args()
 
-    config, arrays = store.load_question_answering(options.model)
-    if config.quantization:
+    student = Model.of(store.load_question_answering(options.model))
+    if student.config.quantization:
         raise UserError(f"--model: {options.model} is quantized; name the floating-point student")
-    student = Model(config=config, params=as_params(arrays))
     tokenizer, windows = load_tokenizer(options.model), rundir.window_settings(options.model)
 
     def record(placement: str, scales: str, calibrator: str) -> Quantization:
@@ -126,11 +125,11 @@ def main() -> None:
         return Quantization.calibrated(PLACEMENTS[placement], **about)
 
     data = load_dataset(options.data, tokenizer, windows, questions=options.questions)
-    exact = Evaluator(config, data)(student.params, label="float")
+    exact = Evaluator(student.config, data)(student.params, label="float")
     training = load_dataset(options.train_file, tokenizer, windows)
 
     def ranges(scales: str) -> Ranges:
-        everything = dataclasses.replace(config, quantization=record("all", scales, CALIBRATORS[0]))
+        everything = dataclasses.replace(student.config, quantization=record("all", scales, CALIBRATORS[0]))
         return record_ranges(everything, student.params, training, seed=options.seed)
 
     bench = Bench(

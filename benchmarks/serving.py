@@ -43,10 +43,11 @@ from bertjax.engines.timing.compare import (
     single_passes,
     steady_medians,
 )
-from bertjax.engines.timing.shapes import UNCALIBRATED, cut_bert_large, random_tensors, usual_scales
+from bertjax.engines.timing.shapes import cut_bert_large
 from bertjax.engines.timing.warmup import single_multiple
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, count_macs
+from bertjax.modeldir.untrained import UNCALIBRATED, random_model, uncalibrated
 
 TOKENS = 1024  # padded tokens in a batch
 QUERIES = 64  # of SingleStream
@@ -85,11 +86,9 @@ class Contest:
 
 def run_models(run: Path, folder: Path) -> Models:
     """Those of a run; the teacher with what the student has in INT8 is written to `folder`."""
-    config, arrays = store.load_question_answering(run / "teacher")
     student = BertConfig.from_json(run / "student-int8" / "config.json")
-    config = dataclasses.replace(config, quantization=student.quantization)
-    arrays = arrays | usual_scales(config, arrays)
-    store.save(folder / "teacher-int8", config, arrays, tokenizer_from=run / "teacher")
+    teacher = uncalibrated(store.load_question_answering(run / "teacher"), student.quantization)
+    store.save(folder / "teacher-int8", teacher, tokenizer_from=run / "teacher")
     return Models(teacher=run / "teacher", teacher_int8=folder / "teacher-int8", student=run / "student-int8")
 
 
@@ -102,7 +101,7 @@ def shape_models(folder: Path) -> Models:
         "student-int8": cut_bert_large(),
     }
     for name, config in configs.items():
-        store.save(folder / name, config, random_tensors(config), tokenizer_from=folder)
+        store.save(folder / name, random_model(config), tokenizer_from=folder)
     return Models(teacher=folder / "teacher", teacher_int8=folder / "teacher-int8", student=folder / "student-int8")
 
 

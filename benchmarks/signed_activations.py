@@ -23,8 +23,9 @@ from bertjax import programs
 from bertjax.display import text_table
 from bertjax.engines.openvino import OpenVINOBackend
 from bertjax.engines.timing.compare import interleaved, steady_medians
-from bertjax.engines.timing.shapes import Load, random_tensors, timer
+from bertjax.engines.timing.shapes import Load, timer
 from bertjax.modeldir.config import BertConfig, Quantization
+from bertjax.modeldir.untrained import random_model
 from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, ZERO_POINT
@@ -48,7 +49,7 @@ def open_form(config: BertConfig, form: str, shape: tuple[int, int]) -> OpenVINO
     """A compiled model of one batch shape, on one core."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
-        path.write_bytes(in_form(emit(config, random_tensors(config), CPU), form))
+        path.write_bytes(in_form(emit(random_model(config), CPU), form))
         backend = OpenVINOBackend(path, config, streams=1, threads=1)
         backend.fix(shape, 0)
     return backend

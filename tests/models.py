@@ -8,11 +8,10 @@ import string
 import tempfile
 from pathlib import Path
 
-import numpy as np
-
 from bertjax.data.tokenizer import SPECIAL_TOKENS
-from bertjax.modeldir import store, tensors
+from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
+from bertjax.modeldir.untrained import random_model
 
 QUANTIZATION = Quantization.calibrated((), calibrator="max", calibration_examples=8)
 PLACEMENTS = (
@@ -53,37 +52,8 @@ def vocabulary() -> list[str]:
     return list(dict.fromkeys([*SPECIAL_TOKENS, *pieces, *_WORDS]))
 
 
-def random_tensors(config: BertConfig, *, seed: int) -> store.Tensors:
-    """Weights under which activations stay of order 1 through the layers, and scales that fit them, some clipping."""
-    rng = np.random.default_rng(seed)
-    parameters: store.Tensors = {}
-    for name, shape in tensors.question_answering_shapes(config).items():
-        if name.endswith("_scale"):
-            continue
-        if name.endswith("LayerNorm.weight"):
-            value = rng.uniform(0.5, 1.5, shape)
-        elif name.endswith("bias"):
-            value = rng.normal(0.0, 0.1, shape)
-        elif "embeddings" in name:
-            value = rng.normal(0.0, 0.5, shape)
-        else:
-            value = rng.normal(0.0, 1.5 / np.sqrt(shape[1]), shape)
-        parameters[name] = value.astype(np.float32)
-    if config.quantization:
-        shapes = tensors.scale_shapes(config)
-        for name in tensors.activation_scales(config):
-            # The softmax's output lies between 0 and 1, everything else is of order 1.
-            low, high = (0.6, 1.0) if name.endswith("weights_scale") else (1.5, 3.5)
-            parameters[name] = np.asarray(rng.uniform(low, high, shapes[name]) / 127, np.float32)
-        for site in tensors.dense_sites(config):
-            scale = parameters[site.input_scale]
-            amax = np.abs(parameters[site.weight] * (scale / scale.max())).max(axis=1)
-            parameters[site.weight_scale] = (np.where(amax > 0, amax, 127.0) / 127).astype(np.float32)
-    return parameters
-
-
 def write_random_model(directory: Path, config: BertConfig, *, seed: int) -> None:
-    """Write a complete span-predicting model directory: `random_tensors` and a lower-casing tokenizer.
+    """Write a complete span-predicting model directory: `random_model` and a lower-casing tokenizer.
 
     The vocabulary is padded with unused entries up to `config.vocab_size`, which has to hold `vocabulary()`.
     """
@@ -95,4 +65,4 @@ def write_random_model(directory: Path, config: BertConfig, *, seed: int) -> Non
         (Path(folder) / "tokenizer_config.json").write_text(
             json.dumps({"do_lower_case": True, "tokenizer_class": "BertTokenizer"})
         )
-        store.save(directory, config, random_tensors(config, seed=seed), tokenizer_from=Path(folder))
+        store.save(directory, random_model(config, seed=seed), tokenizer_from=Path(folder))

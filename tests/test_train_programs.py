@@ -87,7 +87,7 @@ def test_pretraining_leads_to_finetuning(tmp_path: Path):
     ]
     done = _call(_program("pretrain.py"), "--text-file", str(files.train), "--output", "encoder", *shape, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    config, _ = store.load_encoder(tmp_path / "encoder")
+    config = store.load_encoder(tmp_path / "encoder").config
     assert masked_lm_head_shapes(config).keys() <= store.read_tensors(tmp_path / "encoder").keys()
     flags = [
         "--max-seq",

@@ -55,7 +55,7 @@ def main() -> None:
     settings = parse()
 
     from bertjax.data.tokenizer import load_tokenizer
-    from bertjax.model.bert import as_arrays
+    from bertjax.model.bert import Model
     from bertjax.model.inference import Evaluator
     from bertjax.modeldir import store  # JAX and what needs it are imported only once the flags are right
     from bertjax.modeldir.store import model_directory
@@ -69,7 +69,7 @@ def main() -> None:
     train, validation = inputs.load_training(settings, files, tokenizer)
     work = output.with_name(f"{output.name}.work")
     config, params = fine_tune_encoder(settings, encoder, train, validation, work)
-    store.save(output, config, as_arrays(params), tokenizer_from=encoder)
+    store.save(output, Model(config=config, params=params).stored(), tokenizer_from=encoder)
     shutil.rmtree(work)
     score = Evaluator(config, validation)(params).score
     print(f"{output}: exact match {score.exact_match:.2f}, F1 {score.f1:.2f} on the validation part")

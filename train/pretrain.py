@@ -48,7 +48,7 @@ def main() -> None:
     from bertjax.data.text import read_corpus
     from bertjax.data.tokenizer import load_tokenizer
     from bertjax.model import masked_lm
-    from bertjax.model.bert import as_arrays
+    from bertjax.model.bert import Model
     from bertjax.modeldir import store
     from bertjax.modeldir.store import model_directory
     from bertjax.training.loop import TrainSettings
@@ -86,7 +86,7 @@ def main() -> None:
         folder=work,
         dtype=jnp.dtype(options.dtype),
     )
-    store.save(options.output, config, as_arrays(params), tokenizer_from=source)
+    store.save(options.output, Model(config=config, params=params).stored(), tokenizer_from=source)
     shutil.rmtree(work, ignore_errors=True)
     print(f"{options.output}: pre-trained for {options.steps} steps; fine-tune it with train/finetune.py")
 

@@ -23,6 +23,7 @@ from bertjax.model import ops
 from bertjax.model.fakequant import quantize_activation, quantize_weight
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, LayerShape
+from bertjax.modeldir.store import StoredModel
 
 Params = dict[str, jax.Array]
 Observer = Callable[[str, jax.Array], None]
@@ -362,10 +363,27 @@ def as_arrays(params: Mapping[str, jax.Array]) -> store.Tensors:
     return {name: np.asarray(value) for name, value in params.items()}
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model's shape and its parameters by name, scales included where it is quantized."""
+
+    config: BertConfig
+    params: Params
+
+    @classmethod
+    def of(cls, stored: StoredModel) -> Model:
+        """A stored model with its tensors on JAX's default device, dtypes as they are."""
+        return cls(config=stored.config, params=as_params(stored.tensors))
+
+    def stored(self) -> StoredModel:
+        """The model with its parameters in NumPy, as a directory holds them, dtypes as they are."""
+        return StoredModel(config=self.config, tensors=as_arrays(self.params))
+
+
 def load(directory: Path, *, dtype: jnp.dtype = jnp.float32) -> BertForQuestionAnswering:
     """The module of a finished model directory as of `bind`; raises as `store.load_question_answering`."""
-    config, arrays = store.load_question_answering(directory)
-    return bind(BertForQuestionAnswering, config, as_params(arrays), dtype=dtype)
+    model = Model.of(store.load_question_answering(directory))
+    return bind(BertForQuestionAnswering, model.config, model.params, dtype=dtype)
 
 
 def jit_logits(
@@ -380,11 +398,3 @@ def jit_logits(
         return output.start_logits, output.end_logits
 
     return lambda *inputs: logits(state, *inputs)
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Model:
-    """A floating-point model: its shape and its parameters by name."""
-
-    config: BertConfig
-    params: Params

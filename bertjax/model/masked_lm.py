@@ -87,9 +87,10 @@ def masked_lm_from_encoder(directory: Path, *, seed: int) -> tuple[BertConfig, P
     Raises:
       UserError: the directory is no complete encoder.
     """
-    config, arrays = store.load_encoder(directory)
+    encoder = store.load_encoder(directory)
+    config = encoder.config
     params = init_params(BertForMaskedLM, config, seed=seed)
     head = tensors.masked_lm_head_shapes(config)
     found = store.read_tensors(directory)
     kept = {name: found[name] for name, shape in head.items() if name in found and found[name].shape == shape}
-    return config, params | as_params(arrays | kept)
+    return config, params | as_params(encoder.tensors | kept)

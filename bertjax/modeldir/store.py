@@ -6,10 +6,11 @@ so that whoever only exports or serves does not pay for it.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,14 @@ from bertjax.modeldir.config import BertConfig
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 Tensors = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class StoredModel:
+    """A model as a directory holds it: its config, and its tensors in NumPy under their stored names."""
+
+    config: BertConfig
+    tensors: Tensors
 
 
 def read_tensors(directory: Path) -> Tensors:
@@ -102,33 +111,41 @@ def check_tensors(found: Mapping[str, np.ndarray], wanted: Mapping[str, tuple[in
         raise UserError(f"{where}: {len(wrong)} tensors do not fit config.json: {'; '.join(wrong)}")
 
 
-def load_question_answering(directory: Path) -> tuple[BertConfig, Tensors]:
-    """Read a finished span-predicting model directory: its config and exactly the tensors that the config names.
+def load_question_answering(directory: Path) -> StoredModel:
+    """Read a span-predicting model directory: its config and exactly the tensors that the config names.
 
     Raises:
       UserError: a file is missing or broken, or tensors are missing, misshapen or not finite.
     """
-    config = BertConfig.from_json(Path(directory) / "config.json")
-    wanted = tensors.question_answering_shapes(config)
-    found = read_tensors(directory)
-    check_tensors(found, wanted, Path(directory) / "model.safetensors")
-    return config, {name: found[name] for name in wanted}
+    return _load(Path(directory), tensors.question_answering_shapes)
 
 
-def load_encoder(directory: Path) -> tuple[BertConfig, Tensors]:
-    """Read a pretrained encoder, whatever head it has; errors as `load_question_answering`."""
-    config = BertConfig.from_json(Path(directory) / "config.json")
-    wanted = tensors.encoder_shapes(config)
-    found = read_tensors(directory)
-    check_tensors(found, wanted, Path(directory) / "model.safetensors")
-    return config, {name: found[name] for name in wanted}
+def load_encoder(directory: Path) -> StoredModel:
+    """Read a pretrained encoder, without the head that its directory may hold.
+
+    Raises:
+      UserError: a file is missing or broken, or tensors are missing, misshapen or not finite.
+    """
+    return _load(Path(directory), tensors.encoder_shapes)
 
 
-def save(directory: Path, config: BertConfig, parameters: Mapping[str, np.ndarray], *, tokenizer_from: Path) -> None:
-    """Write a complete model directory, with the tokenizer's files of `tokenizer_from`; errors as `write_aside`."""
+def _load(directory: Path, shapes: Callable[[BertConfig], Mapping[str, tuple[int, ...]]]) -> StoredModel:
+    config = BertConfig.from_json(directory / "config.json")
+    wanted, found = shapes(config), read_tensors(directory)
+    check_tensors(found, wanted, directory / "model.safetensors")
+    return StoredModel(config=config, tensors={name: found[name] for name in wanted})
+
+
+def save(directory: Path, model: StoredModel, *, tokenizer_from: Path) -> None:
+    """Write a complete model directory, with the tokenizer's files of `tokenizer_from`.
+
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
+    """
     with write_aside(Path(directory)) as aside:
-        (aside / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        arrays = {name: np.asarray(value, order="C") for name, value in parameters.items()}
+        (aside / "config.json").write_text(json.dumps(model.config.to_dict(), indent=2) + "\n")
+        arrays = {name: np.asarray(value, order="C") for name, value in model.tensors.items()}
         # Not `save_file`, which leaves a file that nobody but its owner may read.
         content = safetensors.numpy.save(arrays, metadata={"format": "pt"})
         (aside / "model.safetensors").write_bytes(content)

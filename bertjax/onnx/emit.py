@@ -14,7 +14,7 @@ from onnx import helper
 
 from bertjax.modeldir import tensors
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
-from bertjax.modeldir.store import Tensors
+from bertjax.modeldir.store import StoredModel, Tensors
 from bertjax.modeldir.tensors import DenseSite
 from bertjax.onnx.dense import dense, fake_quantize, undo_factors
 from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
@@ -28,12 +28,12 @@ IR_VERSION = 9  # the one that came with opset 20, so that older runtimes read t
 MASKED = -30000.0
 
 
-def emit(config: BertConfig, parameters: Tensors, flavour: Flavour) -> onnx.ModelProto:
+def emit(model: StoredModel, flavour: Flavour) -> onnx.ModelProto:
     """Write the model's graph.
 
     Args:
-      config: the shape; where `config.quantization` is set, the encoder's dense layers get Q/DQ.
-      parameters: every tensor of `tensors.question_answering_shapes(config)`, float32.
+      model: a span-predicting model, float32; where its config has `quantization`, the encoder's dense layers get
+        Q/DQ.
       flavour: `graph.CPU` or `graph.TRT`.
 
     Returns:
@@ -44,13 +44,13 @@ def emit(config: BertConfig, parameters: Tensors, flavour: Flavour) -> onnx.Mode
       UserError: a tensor holds numbers that float16 cannot (flavour `trt`).
     """
     graph = Graph(flavour)
-    sites = {site.name: site for site in tensors.dense_sites(config)}
-    x = _embeddings(graph, config, parameters)
-    bias = _mask_bias(graph) if any(layer.heads for layer in config.layers) else ""
-    for index, layer in enumerate(config.layers):
-        x = _attention(graph, config, parameters, sites, index, layer.heads, x, bias)
-        x = _ffn(graph, config, parameters, sites, index, layer.ffn, x)
-    _span_head(graph, parameters, x)
+    sites = {site.name: site for site in tensors.dense_sites(model.config)}
+    x = _embeddings(graph, model)
+    bias = _mask_bias(graph) if any(layer.heads for layer in model.config.layers) else ""
+    for index, layer in enumerate(model.config.layers):
+        x = _attention(graph, model, sites, index, layer.heads, x, bias)
+        x = _ffn(graph, model, sites, index, layer.ffn, x)
+    _span_head(graph, model.tensors, x)
 
     axes = ["batch", "seq"]
     inputs = [helper.make_tensor_value_info(name, onnx.TensorProto.INT64, axes) for name in INPUTS]
@@ -80,10 +80,10 @@ def dense_scopes(config: BertConfig) -> dict[str, str]:
     return scopes
 
 
-def _embeddings(graph: Graph, config: BertConfig, parameters: Tensors) -> str:
+def _embeddings(graph: Graph, model: StoredModel) -> str:
     """Word + position + token type, then LayerNorm: `[batch, seq]` to `[batch, seq, hidden]`."""
     table = {
-        part: graph.parameter(f"bert.embeddings.{part}.weight", parameters[f"bert.embeddings.{part}.weight"])
+        part: graph.parameter(f"bert.embeddings.{part}.weight", model.tensors[f"bert.embeddings.{part}.weight"])
         for part in ("word_embeddings", "position_embeddings")
     }
     seq = graph.node("embeddings/Shape", "Shape", "input_ids", start=1, end=2)
@@ -96,9 +96,9 @@ def _embeddings(graph: Graph, config: BertConfig, parameters: Tensors) -> str:
         graph.integers([0]),
     )
     word = graph.node("embeddings/word/Gather", "Gather", table["word_embeddings"], "input_ids")
-    x = graph.node("embeddings/token_type/Add", "Add", word, _token_types(graph, parameters))
+    x = graph.node("embeddings/token_type/Add", "Add", word, _token_types(graph, model.tensors))
     x = graph.node("embeddings/position/Add", "Add", x, position)
-    return _layer_norm(graph, config, parameters, "embeddings", "bert.embeddings.LayerNorm", x)
+    return _layer_norm(graph, model, "embeddings", "bert.embeddings.LayerNorm", x)
 
 
 def _token_types(graph: Graph, parameters: Tensors) -> str:
@@ -125,9 +125,9 @@ def _mask_bias(graph: Graph) -> str:
     return graph.node("mask/Mul", "Mul", padding, graph.scalar(MASKED))
 
 
-def _layer_norm(graph: Graph, config: BertConfig, parameters: Tensors, scope: str, name: str, x: str) -> str:
-    scale = graph.parameter(f"{name}.weight", parameters[f"{name}.weight"])
-    bias = graph.parameter(f"{name}.bias", parameters[f"{name}.bias"])
+def _layer_norm(graph: Graph, model: StoredModel, scope: str, name: str, x: str) -> str:
+    scale = graph.parameter(f"{name}.weight", model.tensors[f"{name}.weight"])
+    bias = graph.parameter(f"{name}.bias", model.tensors[f"{name}.bias"])
     # stash_type 1: mean and variance in float32 also in the float16 flavour, where epsilon 1e-12 would be 0.
     return graph.node(
         f"{scope}/LayerNormalization",
@@ -136,7 +136,7 @@ def _layer_norm(graph: Graph, config: BertConfig, parameters: Tensors, scope: st
         scale,
         bias,
         axis=-1,
-        epsilon=config.layer_norm_eps,
+        epsilon=model.config.layer_norm_eps,
         stash_type=1,
     )
 
@@ -150,8 +150,7 @@ def _quantized(graph: Graph, scope: str, x: str, parameters: Tensors, scale_name
 
 def _attention(
     graph: Graph,
-    config: BertConfig,
-    parameters: Tensors,
+    model: StoredModel,
     sites: dict[str, DenseSite],
     index: int,
     heads: int,
@@ -163,34 +162,31 @@ def _attention(
     output, residual = f"{prefix}.output.dense", x
     if heads:
         scale = f"{prefix}.self.input_scale"
-        shared = _quantized(graph, f"{scope}/input", x, parameters, scale)
-        residual = _residual(graph, config, f"{scope}/input", x, shared, parameters, scale)
+        shared = _quantized(graph, f"{scope}/input", x, model.tensors, scale)
+        residual = _residual(graph, model, f"{scope}/input", x, shared, scale)
         query, key, value = (
-            dense(graph, f"{scope}/{part}", shared, parameters, sites[f"{prefix}.self.{part}"])
+            dense(graph, f"{scope}/{part}", shared, model.tensors, sites[f"{prefix}.self.{part}"])
             for part in ("query", "key", "value")
         )
-        y = _attention_products(graph, config, parameters, index, heads, (query, key, value), mask_bias)
-        y = _quantized(graph, f"{scope}/out/input", y, parameters, sites[output].input_scale)
-        y = dense(graph, f"{scope}/out", y, parameters, sites[output])
+        y = _attention_products(graph, model, index, heads, (query, key, value), mask_bias)
+        y = _quantized(graph, f"{scope}/out/input", y, model.tensors, sites[output].input_scale)
+        y = dense(graph, f"{scope}/out", y, model.tensors, sites[output])
     else:
-        y = graph.parameter(f"{output}.bias", parameters[f"{output}.bias"])
+        y = graph.parameter(f"{output}.bias", model.tensors[f"{output}.bias"])
     x = graph.node(f"{scope}/residual/Add", "Add", y, residual)
-    return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
+    return _layer_norm(graph, model, scope, f"{prefix}.output.LayerNorm", x)
 
 
-def _residual(
-    graph: Graph, config: BertConfig, scope: str, x: str, rounded: str, parameters: Tensors, scale_name: str
-) -> str:
+def _residual(graph: Graph, model: StoredModel, scope: str, x: str, rounded: str, scale_name: str) -> str:
     """What the block's residual add reads: its input `x`, or what its first dense layer reads of it, `rounded`."""
-    if config.quantization is None or not config.quantization.residual:
+    if model.config.quantization is None or not model.config.quantization.residual:
         return x
-    return undo_factors(graph, scope, rounded, scale_name, parameters[scale_name])
+    return undo_factors(graph, scope, rounded, scale_name, model.tensors[scale_name])
 
 
 def _attention_products(
     graph: Graph,
-    config: BertConfig,
-    parameters: Tensors,
+    model: StoredModel,
     index: int,
     heads: int,
     projected: tuple[str, str, str],
@@ -202,7 +198,7 @@ def _attention_products(
     one with a heads axis of 1. For OpenVINO the key is turned in two steps, of which it takes the second, dear one into
     its fused attention.
     """
-    scope, head_size = f"layer{index}/attention", config.head_size
+    scope, head_size = f"layer{index}/attention", model.config.head_size
     scales = tensors.attention_product_scales(index)
 
     def by_head(part: str, x: str) -> str:
@@ -216,7 +212,7 @@ def _attention_products(
                 x = graph.node(f"{scope}/{part}/turned/Transpose", "Transpose", x, perm=[0, 1, 3, 2])
         elif turns:
             x = graph.node(f"{scope}/key/Transpose", "Transpose", x, perm=[0, 2, 1])
-        return _quantized(graph, f"{scope}/{part}", x, parameters, scales[part])
+        return _quantized(graph, f"{scope}/{part}", x, model.tensors, scales[part])
 
     query, key, value = map(by_head, ("query", "key", "value"), projected)
     between = [1] if heads == 1 else [1, 2]
@@ -225,7 +221,7 @@ def _attention_products(
     scores = graph.node(f"{scope}/scores/Mul", "Mul", scores, graph.scalar(1.0 / math.sqrt(head_size)))
     scores = graph.node(f"{scope}/scores/Add", "Add", scores, mask_bias)
     weights = graph.node(f"{scope}/Softmax", "Softmax", scores, axis=-1)
-    weights = _quantized(graph, f"{scope}/weights", weights, parameters, scales["weights"])
+    weights = _quantized(graph, f"{scope}/weights", weights, model.tensors, scales["weights"])
     y = graph.node(f"{scope}/context/MatMul", "MatMul", weights, value)
     if heads == 1:
         return y
@@ -235,8 +231,7 @@ def _attention_products(
 
 def _ffn(
     graph: Graph,
-    config: BertConfig,
-    parameters: Tensors,
+    model: StoredModel,
     sites: dict[str, DenseSite],
     index: int,
     ffn: int,
@@ -246,16 +241,16 @@ def _ffn(
     scope, prefix, residual = f"layer{index}/ffn", tensors.layer_prefix(index), x
     if ffn:
         inner, outer = sites[f"{prefix}.intermediate.dense"], sites[f"{prefix}.output.dense"]
-        y = _quantized(graph, f"{scope}/in/input", x, parameters, inner.input_scale)
-        residual = _residual(graph, config, f"{scope}/in/input", x, y, parameters, inner.input_scale)
-        y = dense(graph, f"{scope}/in", y, parameters, inner)
+        y = _quantized(graph, f"{scope}/in/input", x, model.tensors, inner.input_scale)
+        residual = _residual(graph, model, f"{scope}/in/input", x, y, inner.input_scale)
+        y = dense(graph, f"{scope}/in", y, model.tensors, inner)
         y = graph.node(f"{scope}/Gelu", "Gelu", y, approximate="none")
-        y = _quantized(graph, f"{scope}/out/input", y, parameters, outer.input_scale)
-        y = dense(graph, f"{scope}/out", y, parameters, outer)
+        y = _quantized(graph, f"{scope}/out/input", y, model.tensors, outer.input_scale)
+        y = dense(graph, f"{scope}/out", y, model.tensors, outer)
     else:
-        y = graph.parameter(f"{prefix}.output.dense.bias", parameters[f"{prefix}.output.dense.bias"])
+        y = graph.parameter(f"{prefix}.output.dense.bias", model.tensors[f"{prefix}.output.dense.bias"])
     x = graph.node(f"{scope}/residual/Add", "Add", y, residual)
-    return _layer_norm(graph, config, parameters, scope, f"{prefix}.output.LayerNorm", x)
+    return _layer_norm(graph, model, scope, f"{prefix}.output.LayerNorm", x)
 
 
 def _span_head(graph: Graph, parameters: Tensors, x: str) -> None:

@@ -48,11 +48,11 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
       UserError: the directory is no complete model, or the place cannot be written.
       WorkFailed: the disk is full, or ONNX's own checker refuses the graph.
     """
-    config, parameters = store.load_question_answering(directory)
-    model = emit(config, parameters, FLAVOURS[flavour])
-    onnx.helper.set_model_props(model, _record(directory, config, flavour))
-    target = Path(output) if output else default_path(directory, config, flavour)
-    _write(model, target)
+    model = store.load_question_answering(directory)
+    graph = emit(model, FLAVOURS[flavour])
+    onnx.helper.set_model_props(graph, _record(directory, model.config, flavour))
+    target = Path(output) if output else default_path(directory, model.config, flavour)
+    _write(graph, target)
     return target
 
 
@@ -76,11 +76,11 @@ def export_twin(directory: Path, *, output: Path | None = None) -> Path:
         from bertjax.onnx import twin
     except ModuleNotFoundError as error:
         raise UserError(f"--exporter tf2onnx: {error.name} is not installed; run pip install bertjax[tf]") from None
-    config, parameters = store.load_question_answering(directory)
-    model = twin.convert(config, parameters)
-    onnx.helper.set_model_props(model, _record(directory, config, "cpu") | {"exporter": "tf2onnx"})
+    model = store.load_question_answering(directory)
+    graph = twin.convert(model)
+    onnx.helper.set_model_props(graph, _record(directory, model.config, "cpu") | {"exporter": "tf2onnx"})
     target = Path(output) if output else Path(directory) / "model.tf2onnx.onnx"
-    _write(model, target)
+    _write(graph, target)
     return target
 
 

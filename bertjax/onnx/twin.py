@@ -18,7 +18,7 @@ import tensorflow as tf
 import tf2onnx
 
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
-from bertjax.modeldir.store import Tensors
+from bertjax.modeldir.store import StoredModel
 from bertjax.modeldir.tensors import dense_sites
 
 # TensorFlow reads these when it is imported. Without them it reports its build and its CPU on every start.
@@ -29,32 +29,32 @@ OPSET = 18  # the highest that tf2onnx 1.17 writes
 MASKED = -1e4  # added to the scores of padding; exp() of it is 0 in float32
 
 
-def convert(config: BertConfig, parameters: Tensors) -> onnx.ModelProto:
+def convert(model: StoredModel) -> onnx.ModelProto:
     """The model as tf2onnx writes it: fp32 around int8 activations, zero point 0, and weights before their Q/DQ.
 
     Args:
-      config: the shape; where `config.quantization` is set, the encoder's dense layers are on the INT8 grid.
-      parameters: every tensor of `tensors.question_answering_shapes(config)`, float32.
+      model: a span-predicting model, float32; where its config has `quantization`, the encoder's dense layers are on
+        the INT8 grid.
 
     Returns:
       A model with the inputs and outputs of `emit.emit`, at opset 18.
     """
-    scales = {name: value for name, value in parameters.items() if name.endswith("_scale")}
-    weights = {name: value for name, value in parameters.items() if name not in scales}
+    scales = {name: value for name, value in model.tensors.items() if name.endswith("_scale")}
+    weights = {name: value for name, value in model.tensors.items() if name not in scales}
 
     def logits(weights: dict[str, tf.Tensor], *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return Twin(config=config, tensors=weights | scales).logits(*inputs)
+        return Twin(config=model.config, tensors=weights | scales).logits(*inputs)
 
     # tf2onnx copies every constant dozens of times (4 GB for 68 MB of weights), so weights pass through it as inputs.
     signature = (
         {name: tf.TensorSpec(value.shape, tf.float32, name=name) for name, value in weights.items()},
         *(tf.TensorSpec((None, None), tf.int64, name=name) for name in INPUTS),
     )
-    model, _ = tf2onnx.convert.from_function(tf.function(logits, autograph=False), signature, opset=OPSET)
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
-    _declare(model.graph.input, INPUTS, onnx.TensorProto.INT64)
-    _declare(model.graph.output, OUTPUTS, onnx.TensorProto.FLOAT)
-    return model
+    graph, _ = tf2onnx.convert.from_function(tf.function(logits, autograph=False), signature, opset=OPSET)
+    graph.graph.initializer.extend(onnx.numpy_helper.from_array(value, name) for name, value in weights.items())
+    _declare(graph.graph.input, INPUTS, onnx.TensorProto.INT64)
+    _declare(graph.graph.output, OUTPUTS, onnx.TensorProto.FLOAT)
+    return graph
 
 
 def _declare(values: MutableSequence[onnx.ValueInfoProto], names: tuple[str, ...], dtype: int) -> None:

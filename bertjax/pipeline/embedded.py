@@ -8,7 +8,7 @@ from pathlib import Path
 from bertjax.data.corpus import write_corpus
 from bertjax.data.text import read_corpus
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.model.bert import as_arrays
+from bertjax.model.bert import Model
 from bertjax.modeldir import store
 from bertjax.pipeline.settings import RunSettings, Scratch
 from bertjax.training.loop import TrainSettings
@@ -65,4 +65,4 @@ def _pretrain_encoder(settings: RunSettings, scratch: Scratch, text_file: Path, 
         ),
         folder=work,
     )
-    store.save(encoder, config, as_arrays(params), tokenizer_from=work / "tokenizer")
+    store.save(encoder, Model(config=config, params=params).stored(), tokenizer_from=work / "tokenizer")

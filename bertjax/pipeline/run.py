@@ -16,7 +16,7 @@ from bertjax.data.batching import steps_per_epoch
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
-from bertjax.model.bert import Params, as_arrays, as_params
+from bertjax.model.bert import Model, Params
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline import inputs
@@ -87,12 +87,12 @@ class Run:
         return teacher, make_targets(teacher, train, cache=cache, dtype=jnp.dtype(self.settings.dtype))
 
     def load(self, stage: str) -> tuple[BertConfig, Params]:
-        config, arrays = store.load_question_answering(self.directory(stage))
-        return config, as_params(arrays)
+        model = Model.of(store.load_question_answering(self.directory(stage)))
+        return model.config, model.params
 
     def save(self, stage: str, config: BertConfig, params: Params) -> None:
         source = self.teacher_source if stage == "teacher" else self.directory("teacher")
-        store.save(self.directory(stage), config, as_arrays(params), tokenizer_from=source)
+        store.save(self.directory(stage), Model(config=config, params=params).stored(), tokenizer_from=source)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -19,7 +19,7 @@ from bertjax.data.answers import write_predictions
 from bertjax.data.dataset import Dataset
 from bertjax.errors import UserError
 from bertjax.machine import describe, package_versions
-from bertjax.model.bert import BertForQuestionAnswering, Params, as_params, init_params
+from bertjax.model.bert import BertForQuestionAnswering, Model, init_params
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, Quantization, count_macs
@@ -116,8 +116,8 @@ def _record_run(run: Run) -> None:
 def _make_teacher(run: Run) -> None:
     with run.timed("teacher"):
         if run.settings.teacher:
-            config, arrays = store.load_question_answering(run.teacher_source)
-            run.save("teacher", config, arrays)
+            stored = Model.of(store.load_question_answering(run.teacher_source))
+            run.save("teacher", stored.config, stored.params)
             return
         train, validation = run.datasets
         config, params = fine_tune_encoder(
@@ -128,17 +128,17 @@ def _make_teacher(run: Run) -> None:
 
 def fine_tune_encoder(
     settings: RunSettings, encoder: Path, train: Dataset, validation: Dataset, folder: Path
-) -> tuple[BertConfig, Params]:
+) -> tuple[BertConfig, dict[str, jax.Array]]:
     """A pretrained encoder with a fresh span head, trained with the settings' `teacher_` fields; raises as `train`."""
-    config, arrays = store.load_encoder(encoder)
+    stored = Model.of(store.load_encoder(encoder))
     config = dataclasses.replace(
-        config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
+        stored.config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
     )
     inputs.check_positions(config, settings)
     params = init_params(BertForQuestionAnswering, config, seed=settings.seed)
     params = fine_tune(
         config=config,
-        params=params | as_params(arrays),
+        params=params | stored.params,
         dataset=train,
         validation=validation,
         batch_size=settings.teacher_batch_size,

@@ -12,6 +12,7 @@ from bertjax.engines.kernels import check_engine
 from bertjax.engines.onnxruntime import OnnxRuntimeBackend
 from bertjax.engines.openvino import OpenVINOBackend
 from bertjax.errors import UserError
+from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
 from tests.models import tiny_config, write_random_model
 
@@ -66,15 +67,14 @@ def test_the_engines_agree_on_an_int8_model(run_dir, inputs):
 
 def test_saturating_inputs_stay_exact(tmp_path):
     """Large weights against large activations: 16-bit sums of two products would overflow here."""
-    from bertjax.modeldir import store
-
     directory, config = tmp_path / "model", tiny_config(((2, 64),), head_size=32)
     write_random_model(tmp_path / "start", config, seed=5)
-    _, parameters = store.load_question_answering(tmp_path / "start")
+    model = store.load_question_answering(tmp_path / "start")
+    parameters = model.tensors
     for name, value in parameters.items():
         if name.endswith("output.dense.weight") or name.endswith("intermediate.dense.weight"):
             parameters[name] = np.sign(value) * parameters[f"{name}_scale"][:, None] * 127
-    store.save(directory, config, parameters, tokenizer_from=tmp_path / "start")
+    store.save(directory, model, tokenizer_from=tmp_path / "start")
     rng = np.random.default_rng(0)
     ids = rng.integers(5, 100, (2, 128))
     feed = ids, np.ones_like(ids), np.zeros_like(ids)

@@ -107,9 +107,9 @@ def test_gradients_match_transformers():
 
 
 def test_the_real_encoder_matches_transformers(minilm: Path):
-    config, arrays = store.load_encoder(minilm)
-    params = init_params(BertForQuestionAnswering, config, seed=0) | arrays
-    _compare_with_transformers(config, params, length=60)
+    model = store.load_encoder(minilm)
+    params = init_params(BertForQuestionAnswering, model.config, seed=0) | model.tensors
+    _compare_with_transformers(model.config, params, length=60)
 
 
 def test_padding_changes_nothing():
@@ -164,13 +164,13 @@ def test_dropout_follows_its_key():
 def test_a_directory_comes_back_as_it_was_saved(tmp_path: Path):
     config = tiny_config(((2, 64), (0, 32), (1, 0), (0, 0)))
     write_random_model(tmp_path / "a", config, seed=0)
-    found, arrays = store.load_question_answering(tmp_path / "a")
-    assert found == config
-    store.save(tmp_path / "b", found, arrays, tokenizer_from=tmp_path / "a")
-    again = store.load_question_answering(tmp_path / "b")[1]
-    assert arrays.keys() == again.keys()
-    for name, value in arrays.items():
-        np.testing.assert_array_equal(value, again[name])
+    model = store.load_question_answering(tmp_path / "a")
+    assert model.config == config
+    store.save(tmp_path / "b", model, tokenizer_from=tmp_path / "a")
+    again = store.load_question_answering(tmp_path / "b")
+    assert again.config == config and model.tensors.keys() == again.tensors.keys()
+    for name, value in model.tensors.items():
+        np.testing.assert_array_equal(value, again.tensors[name])
     weights, config_file = ((tmp_path / "b" / name).stat() for name in ("model.safetensors", "config.json"))
     assert weights.st_mode == config_file.st_mode, "whoever may read one file may read the other"
     start, _ = jit_logits(load(tmp_path / "b"))(*_inputs(config.vocab_size, 2, 9))
@@ -199,16 +199,16 @@ def test_a_directory_from_before_there_were_scales_for_features_is_read(tmp_path
     raw = json.loads(path.read_text())
     del raw["quantization"]["activation_scales"]
     path.write_text(json.dumps(raw))
-    assert store.load_question_answering(tmp_path / "m")[0] == config
+    assert store.load_question_answering(tmp_path / "m").config == config
 
 
 def test_bfloat16_checkpoints_and_old_names_are_read(tmp_path: Path):
     write_random_model(tmp_path / "m", tiny_config(quantized=False), seed=0)
-    config, arrays = store.load_question_answering(tmp_path / "m")
+    arrays = store.load_question_answering(tmp_path / "m").tensors
     renamed = {k.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in arrays.items()}
     narrow = {name: np.asarray(jnp.asarray(value, jnp.bfloat16)) for name, value in renamed.items()}
     safetensors.numpy.save_file(narrow, tmp_path / "m" / "model.safetensors")
-    _, found = store.load_encoder(tmp_path / "m")
+    found = store.load_encoder(tmp_path / "m").tensors
     name = "bert.encoder.layer.0.output.LayerNorm.weight"
     np.testing.assert_array_equal(found[name], narrow["encoder.layer.0.output.LayerNorm.gamma"].astype(np.float32))
 

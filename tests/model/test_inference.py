@@ -16,10 +16,11 @@ from bertjax.data.windows import WindowSettings
 from bertjax.model.bert import Model, Params, as_params
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.untrained import random_model
 from bertjax.pruning.importance import measure_importance
 from bertjax.pruning.repair import repair
 from bertjax.quantization.calibrate import record_ranges
-from tests.models import QUANTIZATION, random_tensors, tiny_config, write_random_model
+from tests.models import QUANTIZATION, tiny_config, write_random_model
 
 TEACHER = tiny_config(((2, 64), (2, 64)), quantized=False)
 STUDENT = tiny_config(((1, 32), (2, 0)), quantized=False)
@@ -41,7 +42,7 @@ def dataset(tmp_path_factory) -> Dataset:
 
 
 def _params(config: BertConfig, seed: int) -> Params:
-    return as_params(random_tensors(config, seed=seed))
+    return as_params(random_model(config, seed=seed).tensors)
 
 
 def _logits(dataset: Dataset) -> list[np.ndarray]:

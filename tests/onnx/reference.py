@@ -8,15 +8,14 @@ import math
 import numpy as np
 from scipy.special import erf
 
-from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.store import StoredModel
 
 
 @dataclasses.dataclass
 class Reference:
     """One model. After `run`, `margin` is how near, in steps, any activation came to a rounding boundary."""
 
-    config: BertConfig
-    tensors: dict[str, np.ndarray]
+    model: StoredModel
     margin: float = 0.5
 
     def run(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> np.ndarray:
@@ -26,7 +25,7 @@ class Reference:
         x = x + self._get(f"{embeddings}.token_type_embeddings.weight")[token_type_ids]
         x = x + self._get(f"{embeddings}.position_embeddings.weight")[: input_ids.shape[1]]
         x = self._layer_norm(f"{embeddings}.LayerNorm", x)
-        for index, layer in enumerate(self.config.layers):
+        for index, layer in enumerate(self.model.config.layers):
             prefix = f"bert.encoder.layer.{index}"
             y, skip = self._get(f"{prefix}.attention.output.dense.bias"), x
             if layer.heads:
@@ -44,23 +43,23 @@ class Reference:
         return np.moveaxis(logits, -1, 0)
 
     def _get(self, name: str) -> np.ndarray:
-        return self.tensors[name].astype(np.float64)
+        return self.model.tensors[name].astype(np.float64)
 
     def _layer_norm(self, name: str, x: np.ndarray) -> np.ndarray:
         centred = x - x.mean(-1, keepdims=True)
         variance = (centred**2).mean(-1, keepdims=True)
-        normal = centred / np.sqrt(variance + self.config.layer_norm_eps)
+        normal = centred / np.sqrt(variance + self.model.config.layer_norm_eps)
         return normal * self._get(f"{name}.weight") + self._get(f"{name}.bias")
 
     def _dense(self, name: str, input_scale: str, x: np.ndarray) -> np.ndarray:
         weight = self._get(f"{name}.weight")
-        if self.config.quantization:
+        if self.model.config.quantization:
             x = self._rounded(input_scale, x)
             scales = self._get(f"{name}.weight_scale")[:, None]
-            factors = self.tensors[input_scale] / self.tensors[input_scale].max()
+            factors = self.model.tensors[input_scale] / self.model.tensors[input_scale].max()
             # The integers are those of a float32 division: a float64 one could round the other way.
-            folded = self.tensors[f"{name}.weight"] * factors
-            integers = np.round(folded / self.tensors[f"{name}.weight_scale"][:, None])
+            folded = self.model.tensors[f"{name}.weight"] * factors
+            integers = np.round(folded / self.model.tensors[f"{name}.weight_scale"][:, None])
             weight = np.clip(integers, -127, 127) * scales / factors
         return x @ weight.T + self._get(f"{name}.bias")
 
@@ -71,16 +70,16 @@ class Reference:
         return np.clip(np.round(steps), -128, 127) * scale
 
     def _residual(self, scale_name: str, x: np.ndarray) -> np.ndarray:
-        quantized = self.config.quantization and self.config.quantization.residual
+        quantized = self.model.config.quantization and self.model.config.quantization.residual
         return self._rounded(scale_name, x) if quantized else x
 
     def _product(self, scale_name: str, x: np.ndarray) -> np.ndarray:
-        quantized = self.config.quantization and self.config.quantization.attention
+        quantized = self.model.config.quantization and self.model.config.quantization.attention
         return self._rounded(scale_name, x) if quantized else x
 
     def _attention(self, prefix: str, heads: int, x: np.ndarray, attention_mask: np.ndarray) -> np.ndarray:
         batch, seq, _ = x.shape
-        size, own = self.config.head_size, f"{prefix}.attention.self"
+        size, own = self.model.config.head_size, f"{prefix}.attention.self"
         query, key, value = (
             self._product(f"{own}.{part}_scale", self._dense(f"{own}.{part}", f"{own}.input_scale", x)).reshape(
                 batch, seq, heads, size

@@ -14,10 +14,11 @@ from onnx import numpy_helper
 
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
+from bertjax.modeldir.untrained import random_model
 from bertjax.onnx.dense import with_signed_activations
 from bertjax.onnx.emit import emit
 from bertjax.onnx.graph import CPU, TRT, Flavour
-from tests.models import PLACEMENTS, random_tensors, tiny_config
+from tests.models import PLACEMENTS, tiny_config
 from tests.onnx.reference import Reference
 
 
@@ -55,15 +56,15 @@ def test_unquantized_graph_matches_transformers(flavour: Flavour, tolerance: flo
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = tiny_config(((2, 96), (2, 96), (2, 96)), quantized=False)
-    parameters = random_tensors(config, seed=1)
+    model = random_model(config, seed=1)
     theirs = {key: value for key, value in config.to_dict().items() if not key.endswith("_per_layer")}
     witness = transformers.BertForQuestionAnswering(transformers.BertConfig(**theirs)).eval()
-    witness.load_state_dict({name: torch.tensor(value) for name, value in parameters.items()})
+    witness.load_state_dict({name: torch.tensor(value) for name, value in model.tensors.items()})
     inputs = make_batch(config, 3, 17)
     with torch.no_grad():
         wanted = witness(**{name: torch.tensor(value) for name, value in inputs.items()})
     wanted = np.stack([wanted.start_logits.numpy(), wanted.end_logits.numpy()])
-    np.testing.assert_allclose(run_onnx(emit(config, parameters, flavour), inputs), wanted, atol=tolerance)
+    np.testing.assert_allclose(run_onnx(emit(model, flavour), inputs), wanted, atol=tolerance)
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
@@ -71,18 +72,18 @@ def test_quantized_cpu_graph_is_exact_on_a_tiny_shape(placement: Quantization) -
     config = tiny_config(((2, 64), (1, 32)), quantized=placement)
     # A value on a rounding boundary may fall to either side in float32, so take a model where none is near one.
     for seed in range(100):
-        reference = Reference(config, random_tensors(config, seed=seed))
+        reference = Reference(random_model(config, seed=seed))
         inputs = make_batch(config, 2, 5, seed=seed)
         wanted = reference.run(**inputs)
         if reference.margin > 2e-4:
             break
     assert reference.margin > 2e-4
-    np.testing.assert_allclose(run_onnx(emit(config, reference.tensors, CPU), inputs), wanted, atol=2e-5)
+    np.testing.assert_allclose(run_onnx(emit(reference.model, CPU), inputs), wanted, atol=2e-5)
 
 
 def test_signed_activations_name_the_same_grid() -> None:
     config = tiny_config()
-    content = emit(config, random_tensors(config, seed=0), CPU).SerializeToString()
+    content = emit(random_model(config, seed=0), CPU).SerializeToString()
     signed = onnx.load_from_string(with_signed_activations(content))
     onnx.checker.check_model(signed, full_check=True)
     (zero_point,) = {node.input[2] for node in signed.graph.node if node.op_type == "QuantizeLinear"}
@@ -123,18 +124,18 @@ def configs(draw: st.DrawFn) -> BertConfig:
     seed=st.integers(0, 1000),
 )
 def test_any_shape_matches_the_reference(config: BertConfig, batch: int, seq: int, flavour: Flavour, seed: int) -> None:
-    parameters = random_tensors(config, seed=seed)
+    model = random_model(config, seed=seed)
     # Over a handful of tokens a few roundings that float16 turns can be any share of the whole, so there are many.
     batches = [make_batch(config, batch, seq, seed=seed + each) for each in range(-(-TOKENS // (batch * seq)))]
-    model = emit(config, parameters, flavour)
-    onnx.checker.check_model(model, full_check=True)
-    session = open_session(model)
+    graph = emit(model, flavour)
+    onnx.checker.check_model(graph, full_check=True)
+    session = open_session(graph)
     found, wanted, unrounded = (
         np.concatenate([np.asarray(run(**inputs)).reshape(-1) for inputs in batches])
         for run in (
             lambda **inputs: session.run(["start_logits", "end_logits"], inputs),
-            Reference(config, parameters).run,
-            Reference(dataclasses.replace(config, quantization=None), parameters).run,
+            Reference(model).run,
+            Reference(dataclasses.replace(model, config=dataclasses.replace(config, quantization=None))).run,
         )
     )
     exact = 1e-5 if flavour is CPU else 1e-2
@@ -145,25 +146,25 @@ def test_any_shape_matches_the_reference(config: BertConfig, batch: int, seq: in
 @pytest.mark.parametrize("flavour", [CPU, TRT])
 def test_weights_are_int8_and_qkv_share_one_quantize_linear(flavour: Flavour) -> None:
     config = tiny_config(((2, 64), (0, 32), (1, 0), (0, 0)))
-    parameters = random_tensors(config, seed=0)
-    parameters["bert.encoder.layer.0.output.dense.weight"][0, :2] = (-100.0, 100.0)  # has to be clipped
-    model = emit(config, parameters, flavour)
-    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    model = random_model(config, seed=0)
+    model.tensors["bert.encoder.layer.0.output.dense.weight"][0, :2] = (-100.0, 100.0)  # has to be clipped
+    graph = emit(model, flavour).graph
+    initializers = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
     weight = initializers["bert.encoder.layer.0.output.dense.weight"]
     assert weight.dtype == np.int8 and weight.shape == (64, 32)
     assert (weight.min(), weight.max()) == (-127, 127)
-    quantize = [node for node in model.graph.node if node.op_type == "QuantizeLinear"]
+    quantize = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     assert len(quantize) == 4 + 2 + 2
     zero_point = initializers[quantize[0].input[2]]
     assert (zero_point.dtype, int(zero_point)) == ((np.uint8, 128) if flavour is CPU else (np.int8, 0))
     dequantized = "layer0/attention/input/" + ("DequantizeLinear" if flavour is CPU else "CastToHalf")
-    readers = sorted(node.name for node in model.graph.node if dequantized in node.input)
+    readers = sorted(node.name for node in graph.node if dequantized in node.input)
     assert readers == [f"layer0/attention/{part}/MatMul" for part in ("key", "query", "value")]
 
 
 def test_trt_flavour_is_float16_outside_its_float32_islands() -> None:
     config = tiny_config()
-    model = onnx.shape_inference.infer_shapes(emit(config, random_tensors(config, seed=0), TRT))
+    model = onnx.shape_inference.infer_shapes(emit(random_model(config, seed=0), TRT))
     dtypes = {value.name: value.type.tensor_type.elem_type for value in model.graph.value_info}
     dense_inputs = [node.input for node in model.graph.node if node.name.startswith("layer") and "MatMul" in node.name]
     assert len(dense_inputs) == 2 * 8
@@ -175,8 +176,8 @@ def test_trt_flavour_is_float16_outside_its_float32_islands() -> None:
 
 def test_a_weight_that_float16_cannot_hold_is_told_by_name() -> None:
     config = tiny_config(quantized=False)
-    parameters = random_tensors(config, seed=0)
-    parameters["bert.encoder.layer.1.output.dense.bias"][3] = 70000.0
-    emit(config, parameters, CPU)
+    model = random_model(config, seed=0)
+    model.tensors["bert.encoder.layer.1.output.dense.bias"][3] = 70000.0
+    emit(model, CPU)
     with pytest.raises(UserError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias"):
-        emit(config, parameters, TRT)
+        emit(model, TRT)

@@ -12,9 +12,10 @@ import pytest
 import safetensors.numpy
 
 from bertjax.errors import UserError
+from bertjax.modeldir.untrained import random_model
 from bertjax.onnx import export
 from bertjax.onnx.export import export_onnx, is_current
-from tests.models import random_tensors, tiny_config, write_random_model
+from tests.models import tiny_config, write_random_model
 from tests.onnx.test_emit import make_batch
 
 
@@ -59,7 +60,7 @@ def test_an_export_is_current_until_its_source_changes(student: Path) -> None:
     path = export_onnx(student, flavour="cpu")
     assert is_current(path, student, "cpu")
     assert not is_current(path, student, "trt")
-    parameters = random_tensors(tiny_config(), seed=1)
+    parameters = random_model(tiny_config(), seed=1).tensors
     safetensors.numpy.save_file(parameters, student / "model.safetensors")
     assert not is_current(path, student, "cpu")
     path.write_bytes(path.read_bytes()[:1000])
@@ -81,13 +82,13 @@ def test_weights_too_large_for_protobuf_go_beside_the_model(student: Path, monke
 
 
 def _lose_scales(directory: Path) -> str:
-    parameters = {k: v for k, v in random_tensors(tiny_config(), seed=0).items() if not k.endswith("input_scale")}
+    parameters = {k: v for k, v in random_model(tiny_config(), seed=0).tensors.items() if not k.endswith("input_scale")}
     safetensors.numpy.save_file(parameters, directory / "model.safetensors")
     return r"layer\.0\.attention\.self\.input_scale is missing.*layer\.1\.output\.dense\.input_scale is missing"
 
 
 def _spoil_scale(directory: Path) -> str:
-    parameters = random_tensors(tiny_config(), seed=0)
+    parameters = random_model(tiny_config(), seed=0).tensors
     parameters["bert.encoder.layer.1.output.dense.weight_scale"][5] = np.nan
     safetensors.numpy.save_file(parameters, directory / "model.safetensors")
     return r"layer\.1\.output\.dense\.weight_scale holds NaN"

@@ -12,9 +12,11 @@ import onnxruntime
 import pytest
 
 from bertjax.modeldir import store
-from bertjax.modeldir.config import BertConfig, Quantization
+from bertjax.modeldir.config import Quantization
+from bertjax.modeldir.store import StoredModel
+from bertjax.modeldir.untrained import random_model
 from bertjax.onnx.export import export_onnx, export_twin, source_digest
-from tests.models import PLACEMENTS, random_tensors, tiny_config, write_random_model
+from tests.models import PLACEMENTS, tiny_config, write_random_model
 from tests.onnx.reference import Reference
 from tests.onnx.test_emit import make_batch, relative_l2
 
@@ -24,12 +26,10 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def both_logits(
-    folder: Path, config: BertConfig, parameters: store.Tensors, inputs: dict[str, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
+def both_logits(folder: Path, model: StoredModel, inputs: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
     """The twin's and the emitter's logits, each `[2, batch, seq]`."""
     directory = folder / "model"
-    store.save(directory, config, parameters, tokenizer_from=folder)
+    store.save(directory, model, tokenizer_from=folder)
     options = onnxruntime.SessionOptions()
     # The graphs as they are written, in floats between Q and DQ: fused, integer products would round elsewhere.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -44,7 +44,7 @@ def both_logits(
 
 def test_unquantized_logits_are_the_emitters(tmp_path: Path) -> None:
     config = tiny_config(((2, 64), (0, 32), (1, 0), (0, 0), (3, 96)), quantized=False)
-    twin, emitter = both_logits(tmp_path, config, random_tensors(config, seed=0), make_batch(config, 3, 17))
+    twin, emitter = both_logits(tmp_path, random_model(config, seed=0), make_batch(config, 3, 17))
     np.testing.assert_allclose(twin, emitter, atol=1e-4)
 
 
@@ -52,21 +52,21 @@ def test_unquantized_logits_are_the_emitters(tmp_path: Path) -> None:
 def test_quantized_logits_are_the_emitters_on_a_tiny_shape(tmp_path: Path, placement: Quantization) -> None:
     config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=placement)
     for seed in range(100):
-        parameters = random_tensors(config, seed=seed)
-        parameters["bert.encoder.layer.0.output.dense.weight"][0, :2] = (-100.0, 100.0)  # beyond the scale: clipped
+        model = random_model(config, seed=seed)
+        model.tensors["bert.encoder.layer.0.output.dense.weight"][0, :2] = (-100.0, 100.0)  # beyond the scale: clipped
         inputs = make_batch(config, 2, 5, seed=seed)
-        reference = Reference(config, parameters)
+        reference = Reference(model)
         reference.run(**inputs)
         if reference.margin > 2e-4:
             break
     assert reference.margin > 2e-4  # no activation is so near a rounding boundary that float32 could turn it
-    twin, emitter = both_logits(tmp_path, config, parameters, inputs)
+    twin, emitter = both_logits(tmp_path, model, inputs)
     np.testing.assert_allclose(twin, emitter, atol=2e-5)
 
 
 def test_quantized_logits_are_near_the_emitters_on_a_larger_shape(tmp_path: Path) -> None:
     config = tiny_config(((4, 256), (2, 512), (1, 64), (3, 96)), head_size=64)
-    twin, emitter = both_logits(tmp_path, config, random_tensors(config, seed=0), make_batch(config, 16, 64))
+    twin, emitter = both_logits(tmp_path, random_model(config, seed=0), make_batch(config, 16, 64))
     assert relative_l2(twin, emitter) < 0.03  # 0.008 measured: roundings that fell to the other side
     assert (twin.argmax(-1) == emitter.argmax(-1)).mean() > 0.8
 

@@ -74,11 +74,12 @@ def test_a_run_leaves_the_directories_and_the_record_that_others_read(finished: 
 
 
 def test_the_student_is_small_not_masked(finished: Run):
-    teacher, _ = store.load_question_answering(finished.folder / "teacher")
-    student, arrays = store.load_question_answering(finished.folder / "student-int8")
+    teacher = store.load_question_answering(finished.folder / "teacher").config
+    stored = store.load_question_answering(finished.folder / "student-int8")
+    student = stored.config
     assert count_macs(teacher, 64) / count_macs(student, 64) == pytest.approx(3.0, rel=0.02)
     assert student.quantization.trained and student.quantization.calibration_examples == 20
-    total = sum(value.size for name, value in arrays.items() if not name.endswith("_scale"))
+    total = sum(value.size for name, value in stored.tensors.items() if not name.endswith("_scale"))
     assert read_metrics(finished.folder)["stages"]["int8"]["parameters"] == total
 
 
@@ -204,7 +205,7 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
     stages.run_pipeline(settings, "python train/distill.py")
     assert len(cuts) == 3 and len(steps) == 2 and steps[0] == steps[1] == pytest.approx(whole / 2, abs=1)
     teacher, middle, student = (
-        store.load_question_answering(tmp_path / "r" / place)[0]
+        store.load_question_answering(tmp_path / "r" / place).config
         for place in ("teacher", "work/round-1/distilled", "student")
     )
     assert count_macs(teacher, 64) / count_macs(middle, 64) == pytest.approx(3.0**0.5, rel=0.02)
@@ -236,9 +237,9 @@ def test_wrong_input_is_told_in_one_line(finished: Run, tmp_path: Path, change: 
 
 
 def test_a_checkpoint_of_another_shape_is_told_by_tensor(finished: Run, tmp_path: Path):
-    config, arrays = store.load_question_answering(finished.folder / "teacher")
-    wrong = dataclasses.replace(config, max_position_embeddings=99)
-    store.save(tmp_path / "t", wrong, arrays, tokenizer_from=finished.folder / "teacher")
+    teacher = store.load_question_answering(finished.folder / "teacher")
+    config = dataclasses.replace(teacher.config, max_position_embeddings=99)
+    store.save(tmp_path / "t", dataclasses.replace(teacher, config=config), tokenizer_from=finished.folder / "teacher")
     settings = dataclasses.replace(
         TINY, output=str(tmp_path / "r"), scratch=None, teacher=str(tmp_path / "t"), **_files(finished)
     )

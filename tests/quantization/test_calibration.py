@@ -123,7 +123,7 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
 def test_with_scales_for_features_a_wide_one_costs_the_others_nothing(tmp_path):
     config = tiny_config(((2, 64), (1, 32)), quantized=False)
     write_random_model(tmp_path / "m", config, seed=0)
-    _, arrays = store.load_question_answering(tmp_path / "m")
+    arrays = store.load_question_answering(tmp_path / "m").tensors
     for block in ("attention.output", "output"):  # both LayerNorms give one feature 40 times the others
         arrays[f"bert.encoder.layer.0.{block}.LayerNorm.weight"][7] = 40.0
     params, dataset = as_params(arrays), _dataset(tmp_path / "m")

@@ -15,6 +15,7 @@ from bertjax import machine
 from bertjax.errors import UserError, WorkFailed
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.untrained import random_model
 from bertjax.onnx import export as onnx_export
 from bertjax.onnx.export import export_onnx
 from bertjax.tensorrt import binding
@@ -22,7 +23,7 @@ from bertjax.tensorrt import export as engine_export
 from bertjax.tensorrt.build import BuildSettings, build_engine, default_batches
 from bertjax.tensorrt.export import export_engine
 from bertjax.tensorrt.source import source_from_directory
-from tests.models import random_tensors, tiny_config, write_random_model
+from tests.models import tiny_config, write_random_model
 
 SETTINGS = BuildSettings(batches=((1, 2, 4),), seq=(16, 32, 64), compute_capability="8.9")
 
@@ -145,13 +146,13 @@ def test_settings_that_do_not_fit_are_told_before_anything_is_written(tmp_path: 
 def test_scales_that_cannot_be_are_told_by_name(tmp_path: Path, rtx, value: float | None, told: str) -> None:
     config = tiny_config(((1, 32),))
     source = source_of(tmp_path / "model", config)
-    parameters = random_tensors(config, seed=0)
+    model = random_model(config, seed=0)
     name = "bert.encoder.layer.0.attention.self.input_scale"
     if value is None:
-        del parameters[name]
+        del model.tensors[name]
     else:
-        parameters[name][0] = value
-    store.save(tmp_path / "model", config, parameters, tokenizer_from=tmp_path / "model")
+        model.tensors[name][0] = value
+    store.save(tmp_path / "model", model, tokenizer_from=tmp_path / "model")
     with pytest.raises(UserError, match=rf"{name} .*{told}"):
         export_engine(source, SETTINGS)
     assert not list((tmp_path / "model").glob("*.engine"))

@@ -23,6 +23,7 @@ from bertjax.model.bert import BertForQuestionAnswering, SpanOutput, as_params, 
 from bertjax.model.fakequant import weight_scales
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir.tensors import dense_sites, question_answering_shapes
+from bertjax.modeldir.untrained import random_model
 from bertjax.training.distill import DistillSettings, distill, distillation_loss
 from bertjax.training.loop import TrainSettings
 from bertjax.training.losses import (
@@ -33,7 +34,7 @@ from bertjax.training.losses import (
     span_cross_entropy,
 )
 from bertjax.training.teacher import Teacher, cache_bytes, distilled_layers, make_targets
-from tests.models import random_tensors, tiny_config, write_random_model
+from tests.models import tiny_config, write_random_model
 
 CONFIG = tiny_config(quantized=False)
 
@@ -152,7 +153,7 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
 def _train_on_the_grid(folder: Path, dataset, teacher, *, learned_scales: bool, evaluations: int) -> tuple[dict, dict]:
     """A calibrated student of one layer, and the same after 3 steps at a learning rate that moves everything."""
     config = tiny_config(((1, 32),))
-    start = as_params(random_tensors(config, seed=3))
+    start = as_params(random_model(config, seed=3).tensors)
     start |= weight_scales(config, start)
     trained = distill(
         config=config,

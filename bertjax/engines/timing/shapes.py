@@ -20,11 +20,11 @@ import tqdm
 from bertjax.engines.backend import Backend, ShapeCompiler
 from bertjax.engines.choose import open_backend
 from bertjax.engines.timing.compare import interleaved, steady_medians
-from bertjax.modeldir import store, tensors
-from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
+from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig, LayerShape
+from bertjax.modeldir.untrained import UNCALIBRATED, random_model
 
 BATCHES = 4  # that a stream runs in a round, one after another
-UNCALIBRATED = Quantization.calibrated((), calibrator="max", calibration_examples=0)  # the record of `usual_scales`
 
 # A BERT-large with 5.6 times fewer multiply-accumulates, cut unevenly: layers with one head, without attention, without
 # FFN. FFN widths in units of 32.
@@ -106,35 +106,9 @@ def timer(
 def _open_random(config: BertConfig, load: Load, backend: str) -> Backend:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
-        store.save(directory, config, random_tensors(config), tokenizer_from=directory)
+        store.save(directory, random_model(config), tokenizer_from=directory)
         model = open_backend(backend, directory, streams=load.streams, threads=load.threads, longest=load.seq)
         if isinstance(model, ShapeCompiler):  # compiled for the shape, as Offline, Server and SingleStream have it
             for stream in range(load.streams):
                 model.fix((load.batch, load.seq), stream)
         return model
-
-
-def random_tensors(config: BertConfig) -> store.Tensors:
-    """Every tensor of a span-predicting model: random weights of a usual size and, where it is quantized, scales."""
-    random, found = np.random.default_rng(0), {}
-    for name, shape in tensors.question_answering_shapes(dataclasses.replace(config, quantization=None)).items():
-        if name.endswith("LayerNorm.weight"):
-            found[name] = np.ones(shape, np.float32)
-        else:
-            found[name] = np.float32(0.03) * random.standard_normal(shape, np.float32)
-    return found | usual_scales(config, found)
-
-
-def usual_scales(config: BertConfig, arrays: store.Tensors) -> store.Tensors:
-    """Scales that put a model on its INT8 grid without calibration: good for timing, not for answers.
-
-    Weights get the scales of their largest magnitudes, activations one that holds three standard deviations of a
-    LayerNorm's output. Empty where `config` is not quantized.
-    """
-    if not config.quantization:
-        return {}
-    found = {name: np.full(shape, 3 / 127, np.float32) for name, shape in tensors.scale_shapes(config).items()}
-    for site in tensors.dense_sites(config):
-        amax = np.abs(arrays[site.weight]).max(axis=1)
-        found[site.weight_scale] = np.where(amax > 0, amax / np.float32(127), np.float32(1))
-    return found

@@ -7,11 +7,7 @@ from bertjax.engines.openvino import OpenVINOBackend
 from bertjax.engines.samples import open_library
 from bertjax.engines.timing import compare
 from bertjax.engines.timing.compare import draw_windows, offline_passes
-from bertjax.engines.timing.shapes import random_tensors
-from bertjax.model.fakequant import weight_scale
-from bertjax.modeldir import tensors
 from bertjax.modeldir.config import BertConfig
-from tests.models import tiny_config
 
 
 def test_drawn_windows_fill_batches_and_smaller_ones():
@@ -44,18 +40,6 @@ def test_some_batches_run_before_those_that_are_timed(run_dir):
     passes = offline_passes(Counting(), library, chosen, tokens=128, repeats=2)
     assert passes.seconds(clock=lambda: sum(seen)) == 2 * len(chosen)
     assert len(seen) == len(passes.plans) + compare.AHEAD
-
-
-def test_random_models_have_every_tensor_and_the_scales_of_their_weights():
-    config = tiny_config()
-    found = random_tensors(config)
-    shapes = tensors.question_answering_shapes(config)
-    assert {name: array.shape for name, array in found.items()} == shapes
-    assert {array.dtype for array in found.values()} == {np.dtype(np.float32)}
-    for site in tensors.dense_sites(config):
-        np.testing.assert_allclose(
-            found[site.weight_scale], weight_scale(found[site.weight], found[site.input_scale]), rtol=1e-6
-        )
 
 
 def test_a_profiled_model_tells_what_its_steps_took(run_dir):
