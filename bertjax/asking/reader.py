@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import time
-import unicodedata
 from pathlib import Path
 
 import numpy as np
 import tqdm
 
 from bertjax import machine, rundir
-from bertjax.data.answers import candidate_spans
+from bertjax.data.answers import candidate_spans, whole_clusters
 from bertjax.data.batching import collate, plan_inference
 from bertjax.data.squad import Example, read_squad
 from bertjax.data.windows import Window, WindowSettings, make_windows
@@ -80,9 +79,7 @@ class Reader:
     def answer(self, text: str, question: str) -> Reply:
         """Answer one question, with the span that `answers.predict` chooses.
 
-        If accents that the tokenizer drops follow the span's last letter, the answer takes them in.
-
-        Engines prepare their kernels when they first meet a shape. So a new shape is run once before it is timed, as
+        Engines prepare their kernels when they first meet a shape, so a new shape is run once before it is timed, as
         before a LoadGen run.
 
         Raises:
@@ -112,7 +109,7 @@ class Reader:
                 starts[index], ends[index] = start[row], end[row]
         span, score, logit_sum = _choose(windows, starts, ends)
         if span is not None:
-            span = (span[0], _with_accents(text, span[1]))
+            span = whole_clusters(text, *span)
         return Reply(
             answer=text[span[0] : span[1]] if span else "",
             start=span[0] if span else None,
@@ -148,13 +145,6 @@ def _choose(
     best = sums.argmax()
     start, end = np.concatenate([spans for _, spans in found])[best].tolist()
     return (start, end), float(1 / np.exp(sums - sums[best]).sum()), float(sums[best])
-
-
-def _with_accents(text: str, end: int) -> int:
-    """`end` moved past combining characters, which would otherwise be torn from their letter."""
-    while end < len(text) and unicodedata.category(text[end]).startswith("M"):
-        end += 1
-    return end
 
 
 def teacher_of(model: Path) -> Path | None:

@@ -1,4 +1,4 @@
-"""Span logits to answers, as the BERT reference does it, in NumPy."""
+"""From span logits to answers: the BERT reference's choice, cut out of the context at grapheme clusters."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import regex
 
 from bertjax.data.squad import Example
 from bertjax.data.windows import Window
@@ -15,11 +16,15 @@ from bertjax.files import write_file_aside
 N_BEST = 20
 MAX_ANSWER_TOKENS = 30
 
+_CLUSTER = regex.compile(r"\X")
+# Between two printable ASCII characters there is always a boundary, so that clusters can be counted from there on.
+_LAST_ASCII_PAIR = regex.compile(r"(?r)[ -~]{2}")
+
 
 def candidate_spans(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The spans of one window that its answer is chosen from.
+    """Return the spans of one window from which its answer is chosen, and their scores.
 
-    They are the pairs among the `N_BEST` best starts and ends that are inside the context, at most `MAX_ANSWER_TOKENS`
+    These are the pairs among the `N_BEST` best starts and ends that are inside the context, at most `MAX_ANSWER_TOKENS`
     long, and start at a token that this window owns: no span is a candidate of two windows.
 
     Args:
@@ -64,10 +69,13 @@ def predict(
     start_logits: Sequence[np.ndarray],
     end_logits: Sequence[np.ndarray],
 ) -> dict[str, str]:
-    """Each question's answer: the best span over its windows, cut from the original context ("" if none is valid).
+    """Answer each question with the best span over its windows, cut from its context at grapheme clusters.
 
     Args:
       start_logits, end_logits: one float array per window, of the window's length or longer.
+
+    Returns:
+      Answers by question id; "" for a question without a candidate span.
     """
     best: dict[int, tuple[float, tuple[int, int] | None]] = {}
     for window, starts, ends in zip(windows, start_logits, end_logits, strict=True):
@@ -77,8 +85,26 @@ def predict(
     answers = {}
     for index, example in enumerate(examples):
         span = best.get(index, (-np.inf, None))[1]
-        answers[example.id] = example.context[span[0] : span[1]] if span else ""
+        answers[example.id] = example.context[slice(*whole_clusters(example.context, *span))] if span else ""
     return answers
+
+
+def whole_clusters(text: str, start: int, end: int) -> tuple[int, int]:
+    """Widen the span [start, end) of `text` to whole grapheme clusters (Unicode UAX 29).
+
+    Tokenizers drop or split off combining marks, variation selectors, joiners and vowel signs; a span that ends with
+    its last token's offset would cut them off. Every answer that is shown or scored passes through here.
+    """
+    if text.isascii():
+        return start, end
+    pair = _LAST_ASCII_PAIR.search(text, 0, start)
+    first = start
+    for cluster in _CLUSTER.finditer(text, pair.start() + 1 if pair else 0):
+        if cluster.start() <= start:
+            first = cluster.start()
+        if cluster.end() >= end:
+            return first, cluster.end()
+    return first, end
 
 
 def write_predictions(path: Path, answers: dict[str, str]) -> None:
