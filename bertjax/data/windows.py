@@ -1,6 +1,6 @@
-"""Questions to windows: what the network reads, with the way back to the text.
+"""Cutting questions and their contexts into windows, the network's inputs, with the way back to the text.
 
-Window layout and stride follow the BERT reference (google-research/bert, run_squad.py; MLPerf's language
+The layout and stride follow the BERT reference (google-research/bert, run_squad.py; MLPerf's language
 reference): `[CLS] question [SEP] part of the context [SEP]`, each part starting `doc_stride` tokens after the last.
 """
 
@@ -14,6 +14,8 @@ from tokenizers import Tokenizer
 
 from bertjax.data.squad import Answer, Example
 from bertjax.errors import UserError
+
+ENCODED_TOGETHER = 256  # texts; the tokenizer's own results take some 200 bytes a token until they are copied
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class Window:
 def make_windows(examples: Sequence[Example], tokenizer: Tokenizer, settings: WindowSettings) -> list[Window]:
     """Cut every example into windows, in the examples' order.
 
+    Time and memory are linear in the tokens of the windows. What windows share (offsets, ownership) is shared memory.
+
     Raises:
       UserError: `max_seq` leaves no room for the context beside the longest question allowed.
     """
@@ -59,41 +63,45 @@ def make_windows(examples: Sequence[Example], tokenizer: Tokenizer, settings: Wi
             f" and --doc-stride {settings.doc_stride} at least 1"
         )
     contexts = list(dict.fromkeys(example.context for example in examples))
-    encoded = dict(zip(contexts, _encode(tokenizer, contexts), strict=True))
-    questions = _encode(tokenizer, [example.question.strip() for example in examples])
+    encoded = dict(zip(contexts, encode(tokenizer, contexts), strict=True))
+    questions = encode(tokenizer, [example.question.strip() for example in examples])
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
+    layouts: dict[tuple[int, int], list[_Part]] = {}  # by tokens of the context and room for them
     windows: list[Window] = []
     for index, (example, (question, _)) in enumerate(zip(examples, questions, strict=True)):
         ids, offsets = encoded[example.context]
         span = _token_span(offsets, example.answers[0]) if example.answers else (-1, -1)
         prefix = np.concatenate([[cls], question[: settings.max_query], [sep]]).astype(np.int32)
-        room = settings.max_seq - len(prefix) - 1
-        parts = _parts(len(ids), room, settings.doc_stride)
-        owner = _owners(parts, len(ids))
-        for part, (begin, size) in enumerate(parts):
-            start, end = 0, 0
-            if span[0] >= begin and span[1] < begin + size:
-                start, end = span[0] - begin + len(prefix), span[1] - begin + len(prefix)
+        shape = len(ids), settings.max_seq - len(prefix) - 1
+        if shape not in layouts:
+            layouts[shape] = _parts(*shape, settings.doc_stride)
+        for part in layouts[shape]:
+            inside = part.begin <= span[0] and span[1] < part.end
             windows.append(
                 Window(
                     example=index,
-                    input_ids=np.concatenate([prefix, ids[begin : begin + size], [sep]]).astype(np.int32),
+                    input_ids=np.concatenate([prefix, ids[part.begin : part.end], [sep]]).astype(np.int32),
                     context_start=len(prefix),
-                    offsets=offsets[begin : begin + size],
-                    max_context=owner[begin : begin + size] == part,
-                    start=start,
-                    end=end,
+                    offsets=offsets[part.begin : part.end],
+                    max_context=part.owned,
+                    start=span[0] - part.begin + len(prefix) if inside else 0,
+                    end=span[1] - part.begin + len(prefix) if inside else 0,
                 )
             )
     return windows
 
 
-def _encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Token ids int32 [n] and character offsets int32 [n, 2] of each text, without special tokens."""
-    return [
-        (np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2))
-        for e in tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    ]
+def encode(tokenizer: Tokenizer, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Tokenize texts without special tokens.
+
+    Returns:
+      Token ids int32 [n] and character offsets int32 [n, 2] of each text.
+    """
+    found = []
+    for first in range(0, len(texts), ENCODED_TOGETHER):
+        batch = tokenizer.encode_batch(list(texts[first : first + ENCODED_TOGETHER]), add_special_tokens=False)
+        found += [(np.array(e.ids, np.int32), np.array(e.offsets, np.int32).reshape(-1, 2)) for e in batch]
+    return found
 
 
 def _token_span(offsets: np.ndarray, answer: Answer) -> tuple[int, int]:
@@ -102,24 +110,30 @@ def _token_span(offsets: np.ndarray, answer: Answer) -> tuple[int, int]:
     return (int(touching[0]), int(touching[-1])) if len(touching) else (-1, -1)
 
 
-def _parts(length: int, room: int, stride: int) -> list[tuple[int, int]]:
-    """(begin, size) of each part of a context of `length` tokens."""
-    parts, begin = [], 0
-    while True:
-        size = min(room, length - begin)
-        parts.append((begin, size))
-        if begin + size >= length:
-            return parts
-        begin += min(size, stride)
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Part:
+    """Context tokens from `begin` up to `end` that share a window; `owned` bool [end - begin] is `max_context`."""
+
+    begin: int
+    end: int
+    owned: np.ndarray
 
 
-def _owners(parts: list[tuple[int, int]], length: int) -> np.ndarray:
-    """For each context token the part that shows it with the largest smaller margin (ties: the first part).
+def _parts(length: int, room: int, stride: int) -> list[_Part]:
+    """Cut a context of `length` tokens into overlapping parts of at most `room` tokens.
 
-    The reference adds a hundredth of the part's length to the margin, which decides between parts of other sizes.
+    A token is owned by the part that shows it with the largest smaller margin, and of equal ones by the first. The
+    reference adds a hundredth of the part's length to the margin, which decides between parts of unequal lengths.
     """
-    score = np.full((len(parts), length), -1.0)
-    for row, (begin, size) in enumerate(parts):
-        position = np.arange(size)
-        score[row, begin : begin + size] = np.minimum(position, size - 1 - position) + 0.01 * size
-    return score.argmax(axis=0)
+    bounds, begin = [], 0
+    while not bounds or bounds[-1][1] < length:
+        bounds.append((begin, min(begin + room, length)))
+        begin += min(room, stride)
+    best, owner = np.full(length, -1.0), np.zeros(length, np.int32)
+    for number, (begin, end) in enumerate(bounds):
+        position = np.arange(end - begin)
+        margin = np.minimum(position, position[::-1]) + 0.01 * len(position)
+        better = margin > best[begin:end]
+        best[begin:end][better] = margin[better]
+        owner[begin:end][better] = number
+    return [_Part(begin=b, end=e, owned=owner[b:e] == number) for number, (b, e) in enumerate(bounds)]
