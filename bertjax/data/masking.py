@@ -1,4 +1,4 @@
-"""Whole-word masking: what a masked language model reads and what it has to guess, in NumPy.
+"""Whole-word masking: the inputs and labels of a masked language model, in NumPy.
 
 All pieces of a chosen word are masked together (the whole-word-masking BERT of google-research/bert, May 2019). Of the
 chosen words 80 % are replaced by [MASK], 10 % by random pieces and 10 % are left as they are (Devlin et al. 2019).
@@ -20,7 +20,7 @@ MASKED_SHARE = 0.15  # of the words
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """What masking needs to know of a tokenizer: which entries continue a word, and which are special."""
+    """The entries of a tokenizer that continue a word, and those that are special."""
 
     continues: np.ndarray  # bool [size]
     special: np.ndarray  # bool [size]
@@ -28,6 +28,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
+        """Read the entries of a tokenizer whose continuing pieces begin with ##."""
         size = tokenizer.get_vocab_size()
         tokens = [tokenizer.id_to_token(index) or "" for index in range(size)]
         return cls(
@@ -35,6 +36,10 @@ class Vocabulary:
             special=np.array([token in SPECIAL_TOKENS for token in tokens]),
             mask_id=tokenizer.token_to_id("[MASK]"),
         )
+
+    def has_word(self, ids: np.ndarray) -> bool:
+        """Whether a sequence, int [n], holds a word that can be masked."""
+        return bool((~self.special[ids] & ~self.continues[ids]).any())
 
 
 def masked_batch(

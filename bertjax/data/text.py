@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from bertjax.data.squad import read_squad
+from bertjax.data.json_files import read_text
+from bertjax.data.squad import Example, read_squad
+from bertjax.data.windows import encode
 from bertjax.errors import UserError
+
+SHORTEST = 8  # tokens of a sequence: room for one of a question, one of its context and the special ones
+_JSON_NAME = re.compile(r"\.jsonl?(\.gz)?$", re.IGNORECASE)
+_JSON_START = re.compile(r'\s*(\[\s*)?\{\s*"')  # of a SQuAD file under another name
+_EMPTY_LINES = re.compile(r"\n\s*\n")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -22,11 +30,12 @@ class Corpus:
 
     @property
     def lengths(self) -> np.ndarray:
+        """Tokens of each row, int32 [rows]."""
         return np.array([len(row) for row in self.rows], np.int32)
 
 
 def read_corpus(path: Path, tokenizer: Tokenizer, *, max_seq: int, questions: bool) -> Corpus:
-    """The contexts of a SQuAD file (`.json`, `.json.gz`), or the paragraphs of a text file (split at empty lines).
+    """Tokenize the contexts of a SQuAD file, or the paragraphs of a text file (split at empty lines).
 
     Long paragraphs are cut into pieces of at most `max_seq` tokens.
 
@@ -34,49 +43,56 @@ def read_corpus(path: Path, tokenizer: Tokenizer, *, max_seq: int, questions: bo
       questions: read each question of a SQuAD file before its context, as a pair, instead of each context once.
 
     Raises:
-      UserError: no such file, nothing in it, or questions wanted from a text file.
+      UserError: the file cannot be read, has no token, or is a text file where questions are wanted.
     """
+    if max_seq < SHORTEST:
+        raise UserError(f"--max-seq {max_seq}: must be at least {SHORTEST}")
     pairs = _pairs(Path(path), questions)
     cls, sep = tokenizer.token_to_id("[CLS]"), tokenizer.token_to_id("[SEP]")
-    encoded = tokenizer.encode_batch([text for pair in pairs for text in pair], add_special_tokens=False)
-    rows, seconds = [], []
-    for first, second in zip(encoded[::2], encoded[1::2], strict=True):
-        head = [cls, *first.ids[: max_seq // 2], sep] if first.ids else [cls]
+    firsts, seconds = (encode(tokenizer, [pair[side] for pair in pairs]) for side in (0, 1))
+    rows, begins = [], []
+    for (first, _), (second, _) in zip(firsts, seconds, strict=True):
+        head = np.array([cls, *first[: max_seq // 2], sep] if len(first) else [cls])
         room = max_seq - len(head) - 1
-        for begin in range(0, len(second.ids), room):
-            rows.append(np.array([*head, *second.ids[begin : begin + room], sep], np.int32))
-            seconds.append(len(head) if first.ids else max_seq)
-    return Corpus(rows=rows, seconds=seconds, longest=max_seq)
+        for begin in range(0, len(second), room):
+            rows.append(np.concatenate([head, second[begin : begin + room], [sep]]).astype(np.int32))
+            begins.append(len(head) if len(first) else max_seq)
+    if not rows:
+        raise UserError(f"{path}: the tokenizer finds no token in it")
+    return Corpus(rows=rows, seconds=begins, longest=max_seq)
 
 
 def read_texts(path: Path) -> list[str]:
-    """All texts of a file, questions included, to learn a vocabulary from; errors as `read_corpus`."""
-    pairs = _pairs(Path(path), _is_squad(Path(path)))
-    return list(dict.fromkeys(text for pair in pairs for text in pair if text))
+    """Read all distinct texts of a file, questions included, to learn a vocabulary from.
 
-
-def _is_squad(path: Path) -> bool:
-    return path.name.endswith((".json", ".json.gz"))
+    Raises:
+      UserError: the file cannot be read.
+    """
+    found = _read(Path(path))
+    if isinstance(found, str):
+        return list(dict.fromkeys(_paragraphs(found)))
+    texts = (text for example in found for text in (example.question, example.context))
+    return [text for text in dict.fromkeys(texts) if text]
 
 
 def _pairs(path: Path, questions: bool) -> list[tuple[str, str]]:
     """Distinct (question or "", paragraph) pairs."""
-    if _is_squad(path):
-        pairs = [(example.question if questions else "", example.context) for example in read_squad(path)]
-        return list(dict.fromkeys(pairs))
+    found = _read(path)
+    if not isinstance(found, str):
+        return list(dict.fromkeys((example.question if questions else "", example.context) for example in found))
     if questions:
         raise UserError(f"{path}: --with-questions wants a SQuAD file")
-    return [("", paragraph) for paragraph in _paragraphs(path)]
+    return [("", paragraph) for paragraph in _paragraphs(found)]
 
 
-def _paragraphs(path: Path) -> list[str]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file; a text file or a SQuAD file is wanted") from None
-    except (UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path}: not a UTF-8 text file ({error})") from None
-    found = [" ".join(block.split()) for block in text.split("\n\n")]
-    if not any(found):
-        raise UserError(f"{path}: holds no text")
-    return [paragraph for paragraph in found if paragraph]
+def _read(path: Path) -> list[Example] | str:
+    """The questions of a SQuAD file, or the text of any other."""
+    if _JSON_NAME.search(path.name):
+        return read_squad(path)
+    text = read_text(path, "a text file or a SQuAD file")
+    return read_squad(path) if _JSON_START.match(text) else text
+
+
+def _paragraphs(text: str) -> list[str]:
+    lines = text.replace("\r\n", "\n").replace("\r", "\n")
+    return [" ".join(block.split()) for block in _EMPTY_LINES.split(lines) if block.strip()]

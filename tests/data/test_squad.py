@@ -1,119 +1,195 @@
-"""The reader's one-line refusals, and the official counts and scores on the real files."""
+"""Files of questions in the forms that people have, and the faults that are told."""
 
 from __future__ import annotations
 
+import codecs
 import gzip
 import json
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
 
-from bertjax.data.answers import best_span, predict
-from bertjax.data.dataset import from_examples, load_dataset
-from bertjax.data.metrics import score
 from bertjax.data.squad import Answer, Example, read_squad
-from bertjax.data.tokenizer import load_tokenizer
-from bertjax.data.windows import Window, WindowSettings
 from bertjax.errors import UserError
-from tests.models import tiny_config, write_random_model
+
+CONTEXT = "the king was by the river \u2028 of Zürich"
+GOOD = Example(id="q1", question="who?", context=CONTEXT, answers=(Answer(text="king", start=4),))
 
 
-def _squad(context: str, answer: str, start: int) -> dict:
-    qas = [{"id": "q1", "question": "who?", "answers": [{"text": answer, "answer_start": start}]}]
-    return {"version": "1.1", "data": [{"title": "t", "paragraphs": [{"context": context, "qas": qas}]}]}
+def _row(**changed: Any) -> dict[str, Any]:
+    row = {"id": "q1", "context": CONTEXT, "question": "who?", "answers": [{"text": "king", "answer_start": 4}]}
+    return {key: value for key, value in (row | changed).items() if value != "absent"}
 
 
-GOOD = _squad("the king was by the river", "king", 4)
+def _squad(*rows: dict[str, Any]) -> dict[str, Any]:
+    paragraphs = [{"context": row.get("context"), "qas": [{**row, "context": ""}]} for row in rows]
+    return {"version": "1.1", "data": [{"title": "t", "paragraphs": paragraphs}]}
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tokenizer") / "model"
-    write_random_model(folder, tiny_config(), seed=0)
-    return load_tokenizer(folder)
-
-
-def test_plain_and_gzipped_files_read_the_same(tmp_path: Path):
-    plain, zipped = tmp_path / "a.json", tmp_path / "a.json.gz"
-    plain.write_text(json.dumps(GOOD))
-    zipped.write_bytes(gzip.compress(plain.read_bytes()))
-    assert read_squad(plain) == read_squad(zipped)
-    assert read_squad(plain)[0].answers == (Answer(text="king", start=4),)
+EXPORTED = _row(title="t", answers={"text": ["king"], "answer_start": [4]})
+TEXT = json.dumps(_squad(_row()), ensure_ascii=False, indent=1)
+LINES = json.dumps(EXPORTED, ensure_ascii=False) + "\n" + json.dumps(_row(id="q2"), ensure_ascii=False) + "\n"
 
 
 @pytest.mark.parametrize(
-    "content, told",
+    ("name", "content"),
     [
-        (json.dumps(GOOD)[:-9], "cut short"),
-        ("[1, 2]", "'data'"),
-        ('{"data": []}', "no question"),
-        ('{"data": [{"title": "x"}]}', "'paragraphs'"),
-        (json.dumps(_squad("the king", "queen", 4)), "'q1'.*does not stand"),
-        (json.dumps(_squad("the king", "king", 3)), "answer_start 3"),
-        (json.dumps({"data": GOOD["data"] * 2}), "stands twice"),
-        (gzip.compress(json.dumps(GOOD).encode())[:-12], "cut short"),
+        ("a.json", TEXT.encode()),
+        ("a.json.gz", gzip.compress(TEXT.encode())),
+        ("a.json.gz", TEXT.encode()),  # unzipped on the way
+        ("a.json", gzip.compress(TEXT.encode())),
+        ("a.json", codecs.BOM_UTF8 + TEXT.encode()),
+        ("a.json", TEXT.encode("utf-16")),
+        ("a.json", TEXT.encode("utf-16-be")),
+        ("a.json", codecs.BOM_UTF32_LE + TEXT.encode("utf-32-le")),
+        ("a.json", TEXT.replace("\n", "\r\n").encode()),
+        ("a.json", json.dumps(_squad(EXPORTED)).encode()),
+        ("a.json", json.dumps(_squad(_row(answers=[{"text": "king", "answer_start": 4.0}]))).encode()),
+        ("a.json", json.dumps([EXPORTED]).encode()),
+        ("a.json", json.dumps({"data": [EXPORTED]}).encode()),
+        ("a.json", json.dumps(_squad(_row())["data"]).encode()),
+        ("a.json", json.dumps(EXPORTED).encode()),
     ],
 )
-def test_a_bad_file_is_told_in_one_line(tmp_path: Path, content: str | bytes, told: str):
-    path = tmp_path / ("bad.json.gz" if isinstance(content, bytes) else "bad.json")
-    path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=told) as caught:
-        read_squad(path)
-    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+def test_every_form_reads_as_the_same_question(tmp_path: Path, name: str, content: bytes):
+    (tmp_path / name).write_bytes(content)
+    assert read_squad(tmp_path / name) == [GOOD]
 
 
-def test_a_missing_file_is_told(tmp_path: Path):
-    with pytest.raises(UserError, match="no such file"):
-        read_squad(tmp_path / "none.json")
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.data"])
+@pytest.mark.parametrize("newline", ["\n", "\r\n", "\n\n"])
+def test_json_lines_are_split_at_line_feeds_alone(tmp_path: Path, name: str, newline: str):
+    (tmp_path / name).write_bytes(LINES.replace("\n", newline).encode())
+    examples = read_squad(tmp_path / name)
+    assert [example.id for example in examples] == ["q1", "q2"]
+    assert {example.context for example in examples} == {CONTEXT}
 
 
-def test_windows_of_a_long_context_overlap_and_own_each_token_once(tokenizer):
-    context = " ".join(["king", "river", "city"] * 20)
-    example = Example(id="q", question="who is the king", context=context, answers=(Answer(text="city", start=11),))
-    windows = from_examples([example], tokenizer, WindowSettings(max_seq=30, doc_stride=8, max_query=8)).windows
-    room = 30 - 4 - 3
-    begins = [int(w.offsets[0, 0]) for w in windows]
-    assert all(len(w) <= 30 for w in windows) and len(windows) == 1 + -(-(60 - room) // 8)
-    assert begins == [
-        context.index(context.split()[0], 0) + len(" ".join(context.split()[: 8 * i])) + (i > 0)
-        for i in range(len(windows))
-    ]
-    owned = np.concatenate([w.offsets[w.max_context][:, 0] for w in windows])
-    assert len(owned) == len(set(owned.tolist())) == 60
-    assert windows[0].start == windows[0].end == windows[0].context_start + 2
-    assert windows[-1].start == windows[-1].end == 0
-
-
-def test_best_span_keeps_to_the_context_the_length_and_the_windows_own_tokens():
-    offsets = np.stack([np.arange(40) * 2, np.arange(40) * 2 + 1], axis=1).astype(np.int32)
-    owned = np.ones(40, bool)
-    owned[0] = False
-    window = Window(
-        example=0, input_ids=np.zeros(44, np.int32), context_start=3, offsets=offsets, max_context=owned, start=0, end=0
-    )
-    start, end = np.zeros(44), np.zeros(44)
-    start[[1, 3, 5]] = [9, 8, 7]  # in the question; not owned; the best that is left
-    end[[43, 40, 4, 8]] = [9, 8, 7, 6]  # the final [SEP]; too far; before the start; the best that is left
-    assert best_span(window, start, end) == (13.0, (4, 11))
-
-
-def test_scores_follow_the_official_normalization():
-    examples = [
-        Example(id="a", question="", context="", answers=(Answer(text="The  Denver Broncos!", start=0),)),
-        Example(
-            id="b", question="", context="", answers=(Answer(text="in 1999", start=0), Answer(text="1999", start=3))
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"id": "absent"}, "data[0].paragraphs[0].qas[0]: id is missing; a text is wanted"),
+        ({"id": ["q1"]}, "data[0].paragraphs[0].qas[0]: id is a list; a text is wanted"),
+        ({"id": 12}, "data[0].paragraphs[0].qas[0]: id is the number 12; a text is wanted"),
+        ({"question": None}, "id 'q1': question is null; a text is wanted"),
+        ({"question": 3.5}, "id 'q1': question is the number 3.5; a text is wanted"),
+        (
+            {"question": "a\ud83d"},
+            "id 'q1': question holds half of a surrogate pair, which is no character; take it out",
         ),
-        Example(id="c", question="", context="", answers=(Answer(text="a red house", start=0),)),
+        ({"context": {}}, "id 'q1': context is an object; a text is wanted"),
+        ({"context": " \n"}, "id 'q1': context is empty"),
+        ({"context": "king \ude00"}, "id 'q1': context holds half of a surrogate pair"),
+        ({"answers": []}, "id 'q1': no answer; SQuAD v1.1 has one for every question"),
+        (
+            {"answers": "absent"},
+            "id 'q1': answers is missing; a list of objects with 'text' and 'answer_start' is wanted",
+        ),
+        ({"answers": "king"}, "id 'q1': answers is the text 'king'; a list"),
+        ({"answers": [None]}, "id 'q1': answers holds something else than objects"),
+        (
+            {"answers": {"text": ["king"], "answer_start": [4, 5]}},
+            "id 'q1': 'text' and 'answer_start' of answers must be",
+        ),
+        (
+            {"answers": {"text": "king", "answer_start": 4}},
+            "id 'q1': 'text' and 'answer_start' of answers must be lists",
+        ),
+        ({"answers": [{"answer_start": 4}]}, "id 'q1': answers[0]: text is missing; a text is wanted"),
+        ({"answers": [{"text": "", "answer_start": 4}]}, "id 'q1': answers[0]: text is empty"),
+        ({"answers": [{"text": "king"}]}, "id 'q1': answers[0]: answer_start is missing; a whole number is wanted"),
+        (
+            {"answers": [{"text": "king", "answer_start": 4.5}]},
+            "id 'q1': answers[0]: answer_start is the number 4.5; a whole",
+        ),
+        (
+            {"answers": [{"text": "king", "answer_start": "4"}]},
+            "id 'q1': answers[0]: answer_start is the text '4'; a whole",
+        ),
+        ({"answers": [{"text": "king", "answer_start": True}]}, "id 'q1': answers[0]: answer_start is true; a whole"),
+        (
+            {"answers": [{"text": "king", "answer_start": float("nan")}]},
+            "id 'q1': answers[0]: answer_start is the number nan",
+        ),
+        (
+            {"answers": [{"text": "king", "answer_start": 3}]},
+            "id 'q1': answers[0]: 'king' does not stand at answer_start 3, where the context has ' kin'",
+        ),
+        (
+            {"answers": [{"text": "Zür", "answer_start": -6}]},
+            "id 'q1': answers[0]: 'Zür' does not stand at answer_start -6, below 0",
+        ),
+        (
+            {"answers": [{"text": "king", "answer_start": 10**30}]},
+            "id 'q1': answers[0]: 'king' does not stand at answer_start 1e+30, past the end",
+        ),
+    ],
+)
+def test_a_fault_of_a_question_names_its_file_id_and_field(tmp_path: Path, changed: dict[str, Any], told: str):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps(_squad(_row(**changed))))
+    with pytest.raises(UserError) as caught:
+        read_squad(path)
+    assert str(caught.value).startswith(f"{path}: {told}")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (TEXT[:-9].encode(), "the JSON is cut short or broken at line 23, column 5; fetch"),
+        (gzip.compress(TEXT.encode())[:-12], "the gzip file is cut short or broken; fetch it again"),
+        (gzip.compress(TEXT.encode())[:30] + b"\xff" * 30, "the gzip file is cut short or broken; fetch it again"),
+        (TEXT.encode("gb18030"), "is not UTF-8; convert the file to UTF-8"),
+        (codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le")[:-1], "is not UTF-16; convert the file to UTF-8"),
+        (b"", "is empty; a SQuAD v1.1 .json"),
+        (b" \r\n", "is empty; a SQuAD v1.1 .json"),
+        (b"[" * 100_000, "the JSON is nested too deeply"),
+        (b"[1]", "[0]: is the number 1; an article or a question, as an object, is wanted"),
+        (b'{"train": []}', "no 'data', 'paragraphs' or 'context' in it"),
+        (b'{"data": {}}', "data is an object; a list is wanted"),
+        (b'{"data": []}', "holds no question"),
+        (b'{"data": [{"title": "x"}]}', "data[0]: no 'data', 'paragraphs' or 'context' in it"),
+        (b'{"data": [{"paragraphs": null}]}', "data[0]: paragraphs is null; a list is wanted"),
+        (b'{"data": [{"paragraphs": [7]}]}', "data[0].paragraphs[0]: is the number 7; a paragraph"),
+        (b'{"data": [{"paragraphs": [{"context": "a"}]}]}', "data[0].paragraphs[0]: qas is missing; a list is wanted"),
+        (b'{"data": [{"paragraphs": [{"context": "a", "qas": [[]]}]}]}', "data[0].paragraphs[0].qas[0]: is a list; a"),
+        (b'{"context": "a", "context": "a", "id": "q", "question": "b"}', "id 'q': context stands twice; a text"),
+        (b'{"data": ' + b"9" * 5000 + b"}", "data is the number inf; a list is wanted"),
+        (LINES.encode() * 2, "id 'q1': stands twice; make ids unique"),
+        (LINES.encode() + b'{"id": "q3", "con\n', "line 3: the JSON is cut short or broken at column"),
+        (b"x" + LINES.encode(), "line 1: the JSON is cut short or broken at column 1"),
+        (b'{"id": "q3"}\n' + LINES.encode(), "line 1: no 'data', 'paragraphs' or 'context' in it"),
+    ],
+)
+def test_a_broken_file_is_told(tmp_path: Path, content: bytes, told: str):
+    path = tmp_path / "a.json"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as caught:
+        read_squad(path)
+    assert all(line.startswith(f"{path}: ") for line in str(caught.value).splitlines())
+    assert told in str(caught.value)
+
+
+def test_a_missing_file_and_a_folder_are_told(tmp_path: Path):
+    with pytest.raises(UserError, match="none.json: no such file; a SQuAD"):
+        read_squad(tmp_path / "none.json")
+    with pytest.raises(UserError, match="is a folder"):
+        read_squad(tmp_path)
+
+
+def test_all_faults_of_a_file_are_told_at_once_and_at_most_ten_by_name(tmp_path: Path):
+    rows = [_row(id=f"q{number}", question=None) for number in range(12)]
+    (tmp_path / "a.json").write_text(json.dumps(_squad(*rows[:2], _row(id="q0", answers=[]))))
+    with pytest.raises(UserError) as caught:
+        read_squad(tmp_path / "a.json")
+    assert [line.split(": ")[1:] for line in str(caught.value).splitlines()] == [
+        ["id 'q0'", "question is null; a text is wanted"],
+        ["id 'q1'", "question is null; a text is wanted"],
+        ["id 'q0'", "no answer; SQuAD v1.1 has one for every question"],
     ]
-    found = score(examples, {"a": "denver broncos", "b": "1999", "c": "red car"})
-    assert found.exact_match == pytest.approx(200 / 3)
-    assert found.f1 == pytest.approx(100 * (1 + 1 + 0.5) / 3)
-
-
-def test_the_development_set_gives_the_references_windows_and_its_answers_back(shared_data: Path, minilm: Path):
-    dev = load_dataset(shared_data / "dev-v1.1.json.gz", load_tokenizer(minilm), WindowSettings())
-    assert (len(dev.examples), len(dev.windows)) == (10_570, 10_833)
-    starts = [np.eye(1, len(w), w.start)[0] for w in dev.windows]
-    ends = [np.eye(1, len(w), w.end)[0] for w in dev.windows]
-    assert score(dev.examples, predict(dev.examples, dev.windows, starts, ends)).f1 > 99.5
+    (tmp_path / "a.json").write_text(json.dumps(rows))
+    with pytest.raises(UserError) as caught:
+        read_squad(tmp_path / "a.json")
+    assert len(str(caught.value).splitlines()) == 11 and str(caught.value).endswith("\nand 2 more")
