@@ -37,10 +37,13 @@ def pretrain(
     folder: Path,
     dtype: jnp.dtype = jnp.float32,
 ) -> Params:
-    """Train encoder and masked-LM head on `corpus`; every step masks anew. Raises as `train`.
+    """Train encoder and masked-LM head on `corpus`; every step masks anew.
 
     Args:
       params: those of `BertForMaskedLM`.
+
+    Raises:
+      WorkFailed: the loss is no longer finite, or the disk is full.
     """
 
     def loss(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
@@ -48,12 +51,19 @@ def pretrain(
         inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         logits = module(*inputs, batch["positions"], dropout_key=key)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
-        return (each * batch["weights"]).sum() / batch["weights"].sum()
+        masked = batch["weights"].sum()  # 0 where the batch holds no word that the tokenizer knows
+        return (each * batch["weights"]).sum() / jnp.maximum(masked, 1)
 
+    vocabulary = Vocabulary.of(tokenizer)
+    unknown = sum(not vocabulary.has_word(row) for row in corpus.rows)
+    if unknown:
+        print(
+            f"{unknown:,} of {len(corpus.rows):,} sequences hold no word that the tokenizer knows; they teach nothing"
+        )
     return train(
         params=params,
         loss=loss,
-        make_batch=_batch_maker(corpus, Vocabulary.of(tokenizer), batch_size=batch_size, seed=settings.seed),
+        make_batch=_batch_maker(corpus, vocabulary, batch_size=batch_size, seed=settings.seed),
         settings=settings,
         folder=folder,
         label="pretrain",
