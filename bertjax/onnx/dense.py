@@ -1,6 +1,6 @@
 """Dense layers, plain or with INT8 inputs and weights written as explicit Q/DQ.
 
-The grid (`DESIGN.md`, numerics): symmetric; activations `clip(round_half_even(x / s), -128, 127)` with one
+The grid (`docs/design.md`, numerics): symmetric; activations `clip(round_half_even(x / s), -128, 127)` with one
 scale per tensor; weights `clip(round_half_even(w / s), -127, 127)` with one scale per output channel. Where a dense
 layer's input has a scale for each feature (`fakequant`), a Mul brings the features to the widest one's range before
 they are rounded, and the weight holds what brings them back: engines fuse the one and do not see the other.

@@ -1,6 +1,7 @@
 """The same model in TensorFlow, converted by tf2onnx: an independent witness that the emitter's graph is right.
 
-Written from DESIGN.md's numerics and sharing no code with `emit.py`. This is the only module that imports TensorFlow.
+Written from docs/design.md's numerics and sharing no code with `emit.py`. This is the only module that imports
+TensorFlow.
 
 Shapes in comments: B batch, S tokens, D hidden size, H heads of a layer, d head size, F FFN units of a layer.
 """

@@ -1,4 +1,4 @@
-"""The emitted graph computes what DESIGN.md says, in both flavours, whatever the layers' shapes."""
+"""The emitted graph computes what docs/design.md says, in both flavours, whatever the layers' shapes."""
 
 from __future__ import annotations
 
