@@ -37,7 +37,7 @@ from bertjax.errors import UserError
 from bertjax.modeldir import tensors
 from bertjax.modeldir.config import BertConfig
 from bertjax.modeldir.tensors import DenseSite
-from bertjax.onnx.dense import dense, fake_quantize, with_signed_activations
+from bertjax.onnx.dense import add_dense, add_grid, with_signed_activations
 from bertjax.onnx.emit import IR_VERSION, OPSET
 from bertjax.onnx.graph import CPU, Graph
 
@@ -81,8 +81,8 @@ def stack_graph(wide: int, narrow: int) -> bytes:
             site.input_scale: np.float32(3 / 127),
             site.weight_scale: np.full(outputs, 0.03 / np.sqrt(inputs), np.float32),
         }
-        x = fake_quantize(graph, f"layer{index}/input", x, site.input_scale, parameters[site.input_scale])
-        x = dense(graph, f"layer{index}", x, parameters, site)
+        x = add_grid(graph, f"layer{index}/input", x, site.input_scale, parameters[site.input_scale])
+        x = add_dense(graph, f"layer{index}", x, parameters, site)
     ends = [
         helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["tokens", width])
         for name, width in (("x", wide), (x, wide))

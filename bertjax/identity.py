@@ -76,8 +76,13 @@ def make_identity(**parts: str | int) -> str:
 
 def differing_parts(found: str, wanted: str) -> list[str]:
     """Names of the parts in which two identities differ, in alphabetical order; empty where they are the same."""
-    sides = [dict(part.partition("=")[::2] for part in identity.split()) for identity in (found, wanted)]
-    return [name for name in sorted(sides[0] | sides[1]) if sides[0].get(name) != sides[1].get(name)]
+    old, new = _parts(found), _parts(wanted)
+    return [name for name in sorted(old | new) if old.get(name) != new.get(name)]
+
+
+def _parts(identity: str) -> dict[str, str]:
+    split = [part.partition("=") for part in identity.split()]
+    return {name: value for name, _, value in split}
 
 
 def _as_dict(value: Any) -> dict[str, Any]:

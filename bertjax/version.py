@@ -1,3 +1,3 @@
-"""bertjax's version. It stands apart from the package's root, which no module of the package imports."""
+"""bertjax's version, which pyproject.toml reads here; no module of the package imports the package's root."""
 
 __version__ = "0.1.0"

@@ -1,4 +1,4 @@
-"""Build a TensorRT engine and say what of it runs in INT8.
+"""Build a TensorRT engine and list which of its kernels run in INT8.
 
     python export/to_trt.py --model runs/demo/student-int8
 
@@ -30,13 +30,13 @@ def main() -> None:
     add("--seq", type=_range, help="likewise, in tokens (default 64,192,384, within the model's own)")
     add("--compute-capability", help="of the target GPU (default: the GPU here; without one 8.9, an L4)")
     add("--workspace-mib", type=int, default=1024, help="scratch memory of the engine (default 1024)")
-    add("--timing-cache", type=Path, help="what the builder measured, kept for the next build (default: by the engine)")
+    add("--timing-cache", type=Path, help="file of kernel times, kept for the next build (default: by the engine)")
     add("--output", type=Path, help="engine to write, its record beside it (default: model.engine beside the weights)")
     add("--require-int8", action="store_true", help="fail unless every encoder dense layer is an INT8 GEMM")
     options = parser.parse_args()
 
     from bertjax.rundir import newest_student
-    from bertjax.tensorrt.build import BuildSettings, default_batches
+    from bertjax.tensorrt.build import BuildSettings, default_batches, default_seq
     from bertjax.tensorrt.export import export_engine
     from bertjax.tensorrt.source import source_from_directory, source_from_onnx
     from bertjax.tensorrt.table import format_accounts
@@ -49,7 +49,7 @@ def main() -> None:
         raise UserError(f"--require-int8: {options.onnx or source.directory} is not quantized; name a student-int8")
     settings = BuildSettings(
         batches=tuple(options.batch or default_batches(source.config)),
-        seq=options.seq or tuple(min(tokens, source.config.max_position_embeddings) for tokens in (64, 192, 384)),
+        seq=options.seq or default_seq(source.config),
         compute_capability=options.compute_capability,
         workspace_bytes=options.workspace_mib << 20,
     )

@@ -1,9 +1,9 @@
 """Dense layers, plain or with INT8 inputs and weights written as explicit Q/DQ.
 
-The grid (`docs/design.md`, numerics): symmetric; activations `clip(round_half_even(x / s), -128, 127)` with one
-scale per tensor; weights `clip(round_half_even(w / s), -127, 127)` with one scale per output channel. Where a dense
-layer's input has a scale for each feature (`fakequant`), a Mul brings the features to the widest one's range before
-they are rounded, and the weight holds what brings them back: engines fuse the one and do not see the other.
+The grid (docs/design.md, numerics) is symmetric: activations `clip(round_half_even(x / s), -128, 127)` with one scale
+per tensor, weights `clip(round_half_even(w / s), -127, 127)` with one scale per output channel. Where a dense layer's
+input has a scale for each feature (`model/fakequant.py`), a Mul brings the features to the widest one's range before
+they are rounded, and the weight is scaled the other way: engines fuse the Mul, and the weight costs nothing.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from onnx import numpy_helper
 
 from bertjax.modeldir.store import Tensors
 from bertjax.modeldir.tensors import DenseSite, feature_factors
-from bertjax.onnx.graph import ZERO_POINT, Graph
+from bertjax.onnx.graph import ZERO_POINT, Graph, onnx_dtype
 
 
-def quantize_weight(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
+def weight_integers(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarray) -> np.ndarray:
     """The INT8 integers of a weight.
 
     Args:
@@ -32,29 +32,29 @@ def quantize_weight(weight: np.ndarray, scale: np.ndarray, input_scale: np.ndarr
     return np.clip(np.rint(folded / scale[:, None]), -127, 127).astype(np.int8)
 
 
-def fake_quantize(graph: Graph, scope: str, x: str, scale_name: str, scale: np.ndarray) -> str:
+def add_grid(graph: Graph, scope: str, x: str, scale_name: str, scale: np.ndarray) -> str:
     """Round an activation to its INT8 grid: QuantizeLinear and DequantizeLinear, in float32 whatever the body is.
 
-    With a scale for each feature what comes out is brought to the widest one's range: `dense` undoes that, and so does
-    `undo_factors`.
+    With a scale for each feature, every feature is brought to the range of the widest one first. `add_dense` and
+    `undo_factors` bring it back.
     """
     half = graph.flavour.body is not np.float32
     zero_point = graph.constant(ZERO_POINT, graph.flavour.zero_point, graph.flavour.zero_point.dtype)
     if half:
-        x = graph.node(f"{scope}/CastToFloat", "Cast", x, to=1)
+        x = graph.node(f"{scope}/CastToFloat", "Cast", x, to=onnx_dtype(np.float32))
     if scale.ndim:
         widen = graph.constant(f"{scale_name}/widen", scale.max() / scale, np.float32)
         x = graph.node(f"{scope}/Mul", "Mul", x, widen)
-    scale = graph.constant(scale_name, scale.max(), np.float32)
-    x = graph.node(f"{scope}/QuantizeLinear", "QuantizeLinear", x, scale, zero_point)
-    x = graph.node(f"{scope}/DequantizeLinear", "DequantizeLinear", x, scale, zero_point)
-    return graph.node(f"{scope}/CastToHalf", "Cast", x, to=10) if half else x
+    step = graph.constant(scale_name, scale.max(), np.float32)
+    x = graph.node(f"{scope}/QuantizeLinear", "QuantizeLinear", x, step, zero_point)
+    x = graph.node(f"{scope}/DequantizeLinear", "DequantizeLinear", x, step, zero_point)
+    return graph.node(f"{scope}/CastToHalf", "Cast", x, to=onnx_dtype(np.float16)) if half else x
 
 
 def with_signed_activations(content: bytes) -> bytes:
-    """A file of `emit`'s with INT8 activations as int8 around 0 in place of uint8 around 128: the same grid.
+    """An emitted file with its activations as int8 around 0 instead of uint8 around 128: the same grid.
 
-    Other makers' files, whose zero points are not one initialiser, keep theirs.
+    A file of another maker, whose zero points are not one initialiser, keeps its own.
 
     Raises:
       google.protobuf.message.DecodeError: not an ONNX file.
@@ -67,29 +67,32 @@ def with_signed_activations(content: bytes) -> bytes:
 
 
 def undo_factors(graph: Graph, scope: str, x: str, scale_name: str, scale: np.ndarray) -> str:
-    """An activation that `fake_quantize` rounded, back in its own range, in the body's dtype."""
+    """An activation that `add_grid` rounded, back in its own range, in the body's dtype."""
     if not scale.ndim:
         return x
     return graph.node(f"{scope}/undo/Mul", "Mul", x, graph.parameter(f"{scale_name}/factors", feature_factors(scale)))
 
 
-def dense(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite) -> str:
+def add_dense(graph: Graph, scope: str, x: str, parameters: Tensors, site: DenseSite) -> str:
     """`x @ weight.T + bias`: `[batch, seq, in]` to `[batch, seq, out]`.
 
-    `x` is already on its INT8 grid where the model is quantized; the weight here is int8 with a DequantizeLinear
-    over its output channels, which are axis 1 of the `[in, out]` that MatMul wants.
+    `x` is already on its INT8 grid where the model is quantized.
     """
-    weight = parameters[site.weight]
     if site.weight_scale in parameters:
-        scales = parameters[site.weight_scale]
-        integers = quantize_weight(weight, scales, parameters[site.input_scale]).T
-        integers = graph.constant(site.weight, integers, np.int8)
-        scale = graph.constant(site.weight_scale, scales, np.float32)
-        zeros = graph.constant(f"{site.name}.weight_zero_point", np.zeros(site.outputs), np.int8)
-        kernel = graph.node(f"{scope}/weight/DequantizeLinear", "DequantizeLinear", integers, scale, zeros, axis=1)
-        if graph.flavour.body is not np.float32:
-            kernel = graph.node(f"{scope}/weight/CastToHalf", "Cast", kernel, to=10)
+        kernel = _add_integer_kernel(graph, scope, parameters, site)
     else:
-        kernel = graph.parameter(site.weight, weight.T)
+        kernel = graph.parameter(site.weight, parameters[site.weight].T)
     x = graph.node(f"{scope}/MatMul", "MatMul", x, kernel)
     return graph.node(f"{scope}/Add", "Add", x, graph.parameter(site.bias, parameters[site.bias]))
+
+
+def _add_integer_kernel(graph: Graph, scope: str, parameters: Tensors, site: DenseSite) -> str:
+    """An int8 weight with a DequantizeLinear over its output channels: axis 1 of the `[in, out]` that MatMul takes."""
+    weight, scales = parameters[site.weight], parameters[site.weight_scale]
+    integers = graph.constant(site.weight, weight_integers(weight, scales, parameters[site.input_scale]).T, np.int8)
+    steps = graph.constant(site.weight_scale, scales, np.float32)
+    zeros = graph.constant(f"{site.name}.weight_zero_point", np.zeros(site.outputs), np.int8)
+    kernel = graph.node(f"{scope}/weight/DequantizeLinear", "DequantizeLinear", integers, steps, zeros, axis=1)
+    if graph.flavour.body is np.float32:
+        return kernel
+    return graph.node(f"{scope}/weight/CastToHalf", "Cast", kernel, to=onnx_dtype(np.float16))

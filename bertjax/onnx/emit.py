@@ -16,12 +16,12 @@ from bertjax.modeldir import tensors
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.modeldir.store import StoredModel, Tensors
 from bertjax.modeldir.tensors import DenseSite
-from bertjax.onnx.dense import dense, fake_quantize, undo_factors
+from bertjax.onnx.dense import add_dense, add_grid, undo_factors
 from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
 
 # ONNX Runtime mishandles int8 Q/DQ around Reshape and Transpose from opset 21 on; 20 is the first with Gelu.
 OPSET = 20
-REVISION = "4"  # of the graphs written here: files of another one are exported again
+REVISION = 4  # raised by every change to the graphs written here: files of another revision are exported again
 IR_VERSION = 9  # the one that came with opset 20, so that older runtimes read the file
 
 # Added to the scores of padding. exp() of it is 0 in float32, and float16 holds it together with any real score.
@@ -145,7 +145,7 @@ def _quantized(graph: Graph, scope: str, x: str, parameters: Tensors, scale_name
     """`x` on its INT8 grid, if the model has a scale for it."""
     if scale_name not in parameters:
         return x
-    return fake_quantize(graph, scope, x, scale_name, parameters[scale_name])
+    return add_grid(graph, scope, x, scale_name, parameters[scale_name])
 
 
 def _attention(
@@ -165,12 +165,12 @@ def _attention(
         shared = _quantized(graph, f"{scope}/input", x, model.tensors, scale)
         residual = _residual(graph, model, f"{scope}/input", x, shared, scale)
         query, key, value = (
-            dense(graph, f"{scope}/{part}", shared, model.tensors, sites[f"{prefix}.self.{part}"])
+            add_dense(graph, f"{scope}/{part}", shared, model.tensors, sites[f"{prefix}.self.{part}"])
             for part in ("query", "key", "value")
         )
         y = _attention_products(graph, model, index, heads, (query, key, value), mask_bias)
         y = _quantized(graph, f"{scope}/out/input", y, model.tensors, sites[output].input_scale)
-        y = dense(graph, f"{scope}/out", y, model.tensors, sites[output])
+        y = add_dense(graph, f"{scope}/out", y, model.tensors, sites[output])
     else:
         y = graph.parameter(f"{output}.bias", model.tensors[f"{output}.bias"])
     x = graph.node(f"{scope}/residual/Add", "Add", y, residual)
@@ -195,8 +195,8 @@ def _attention_products(
     """`softmax(query @ key.T / sqrt(head_size) + mask) @ value`: four times `[batch, seq, heads * head_size]`.
 
     A single head stays three-dimensional: TensorRT finds its fused attention kernel in that form, but not in
-    one with a heads axis of 1. For OpenVINO the key is turned in two steps, of which it takes the second, dear one into
-    its fused attention.
+    one with a heads axis of 1. For OpenVINO the key is turned in two steps, of which it takes the second, expensive one
+    into its fused attention.
     """
     scope, head_size = f"layer{index}/attention", model.config.head_size
     scales = tensors.attention_product_scales(index)
@@ -243,10 +243,10 @@ def _ffn(
         inner, outer = sites[f"{prefix}.intermediate.dense"], sites[f"{prefix}.output.dense"]
         y = _quantized(graph, f"{scope}/in/input", x, model.tensors, inner.input_scale)
         residual = _residual(graph, model, f"{scope}/in/input", x, y, inner.input_scale)
-        y = dense(graph, f"{scope}/in", y, model.tensors, inner)
+        y = add_dense(graph, f"{scope}/in", y, model.tensors, inner)
         y = graph.node(f"{scope}/Gelu", "Gelu", y, approximate="none")
         y = _quantized(graph, f"{scope}/out/input", y, model.tensors, outer.input_scale)
-        y = dense(graph, f"{scope}/out", y, model.tensors, outer)
+        y = add_dense(graph, f"{scope}/out", y, model.tensors, outer)
     else:
         y = graph.parameter(f"{prefix}.output.dense.bias", model.tensors[f"{prefix}.output.dense.bias"])
     x = graph.node(f"{scope}/residual/Add", "Add", y, residual)

@@ -1,24 +1,19 @@
-"""From a model directory to an ONNX file beside it, checked, with a record of what it was made from."""
+"""From a model directory to an ONNX file beside it, checked, with a record of its source."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
 
-from bertjax import files
 from bertjax.errors import UserError, WorkFailed
+from bertjax.files import write_files_aside
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.emit import REVISION, emit
 from bertjax.onnx.graph import FLAVOURS, FlavourName
-from bertjax.version import __version__
 
 # A protobuf message ends at 2 GiB; past this many bytes of weights they go into a file of their own.
 EXTERNAL_DATA_FROM = 2_000_000_000
@@ -42,7 +37,7 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
       output: the file to write; `default_path` where it is None.
 
     Returns:
-      The file's path. Its metadata holds `flavour`, `config` (JSON), `source_sha256` and `bertjax_version`.
+      The file's path. Its metadata holds `flavour`, `config` (JSON), `source_sha256` and `emitter_revision`.
 
     Raises:
       UserError: the directory is no complete model, or the place cannot be written.
@@ -62,15 +57,16 @@ def export_twin(directory: Path, *, output: Path | None = None) -> Path:
     The body is fp32, activations are int8 with zero point 0, weights stay float32 before their Q/DQ.
 
     Args:
-      directory: as for `export_onnx`.
+      directory: a model directory, read as `store.load_question_answering` does.
       output: the file to write; `model.tf2onnx.onnx` in the directory where it is None.
 
     Returns:
       The file's path. Its metadata is that of flavour `cpu`, and `exporter`.
 
     Raises:
-      UserError: TensorFlow or tf2onnx is not installed, and as `export_onnx`.
-      WorkFailed: as `export_onnx`.
+      UserError: TensorFlow or tf2onnx is not installed, the directory is no complete model, or the place cannot be
+        written.
+      WorkFailed: the disk is full, or ONNX's own checker refuses the graph.
     """
     try:
         from bertjax.onnx import twin
@@ -85,15 +81,23 @@ def export_twin(directory: Path, *, output: Path | None = None) -> Path:
 
 
 def is_current(path: Path, directory: Path, flavour: FlavourName) -> bool:
-    """Whether `path` was exported from what `directory` holds now, by this version of bertjax."""
+    """Whether `path` is what `export_onnx` would write from what `directory` holds now.
+
+    The emitter's revision decides, and not the version of bertjax: a file of an earlier version stays current as long
+    as today's emitter writes the same graph.
+    """
     if not Path(path).exists():
         return False
     try:
         model = onnx.load(str(path), load_external_data=False)
+        found = {entry.key: entry.value for entry in model.metadata_props}
+        config = BertConfig.from_dict(json.loads(found.get("config", "")), path)
     except Exception:  # protobuf's DecodeError and whatever else a broken file gives: export again
         return False
-    found = {entry.key: entry.value for entry in model.metadata_props}
-    return found == _record(directory, BertConfig.from_json(Path(directory) / "config.json"), flavour)
+    today = BertConfig.from_json(Path(directory) / "config.json")
+    wanted = _record(directory, today, flavour)
+    del wanted["config"]  # its text may say the same in other words
+    return config == today and wanted.items() <= found.items() and "exporter" not in found
 
 
 def source_digest(directory: Path) -> str:
@@ -111,19 +115,19 @@ def _record(directory: Path, config: BertConfig, flavour: FlavourName) -> dict[s
         "flavour": flavour,
         "config": json.dumps(config.to_dict(), sort_keys=True),
         "source_sha256": source_digest(directory),
-        "bertjax_version": __version__,
-        "emitter_revision": REVISION,
+        "emitter_revision": str(REVISION),
     }
 
 
 def _write(model: onnx.ModelProto, target: Path) -> None:
+    """Write and check a model; external data goes beside it under the name that the model knows it by."""
     data_name = f"{target.name}.data"
-    weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_DATA_FROM
     if target.is_dir():
         raise UserError(f"{target}: is a folder; --output names a file")
-    with _aside(target) as folder:
-        written = folder / target.name
-        if weights > EXTERNAL_DATA_FROM:
+    with write_files_aside(target) as aside:
+        written = aside / target.name
+        if external:
             onnx.save(model, str(written), save_as_external_data=True, location=data_name)
         else:
             onnx.save(model, str(written))
@@ -131,23 +135,5 @@ def _write(model: onnx.ModelProto, target: Path) -> None:
             onnx.checker.check_model(str(written), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
             raise WorkFailed(f"{target}: ONNX's checker refuses the graph ({error})") from error
-        if (folder / data_name).exists():
-            os.replace(folder / data_name, target.with_name(data_name))
-            os.replace(written, target)
-        else:
-            os.replace(written, target)
-            target.with_name(data_name).unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A fresh folder beside `target`, gone at the end: external data is found by its name beside the model."""
-    folder = target.with_name(f".{target.name}.writing-{os.getpid()}")
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(parents=True)
-        yield folder
-    except OSError as error:
-        raise files.disk_error(target, error) from None
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    if not external:
+        target.with_name(data_name).unlink(missing_ok=True)  # of an earlier export

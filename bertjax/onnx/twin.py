@@ -1,7 +1,6 @@
 """The same model in TensorFlow, converted by tf2onnx: an independent witness that the emitter's graph is right.
 
-Written from docs/design.md's numerics and sharing no code with `emit.py`. This is the only module that imports
-TensorFlow.
+Written from the numerics in docs/design.md, it shares no code with `emit.py`. No other module imports TensorFlow.
 
 Shapes in comments: B batch, S tokens, D hidden size, H heads of a layer, d head size, F FFN units of a layer.
 """
@@ -44,7 +43,7 @@ def convert(model: StoredModel) -> onnx.ModelProto:
     weights = {name: value for name, value in model.tensors.items() if name not in scales}
 
     def logits(weights: dict[str, tf.Tensor], *inputs: tf.Tensor) -> dict[str, tf.Tensor]:
-        return Twin(config=model.config, tensors=weights | scales).logits(*inputs)
+        return Twin(config=model.config, weights=weights, scales=scales).logits(*inputs)
 
     # tf2onnx copies every constant dozens of times (4 GB for 68 MB of weights), so weights pass through it as inputs.
     signature = (
@@ -59,12 +58,12 @@ def convert(model: StoredModel) -> onnx.ModelProto:
 
 
 def _declare(values: MutableSequence[onnx.ValueInfoProto], names: tuple[str, ...], dtype: int) -> None:
-    """tf2onnx sorts the outputs by name and calls each axis of each tensor something else."""
+    """Give inputs or outputs the emitter's order and axes; tf2onnx sorts them by name and names every axis anew."""
     del values[:]
     values.extend(onnx.helper.make_tensor_value_info(name, dtype, ["batch", "seq"]) for name in names)
 
 
-def fake_quantize(x: tf.Tensor, scale: np.ndarray, axis: int = -1) -> tf.Tensor:
+def _on_grid(x: tf.Tensor, scale: np.ndarray, axis: int = -1) -> tf.Tensor:
     """`clip(round_half_even(x / scale), -128, 127) * scale`, with one scale, or one for each index along `axis`.
 
     TensorFlow and tf2onnx both take the step from whichever end of the range makes it larger. -128 times a scale is
@@ -87,7 +86,8 @@ class Twin:
     """BERT for extractive question answering (Devlin et al. 2019) in TensorFlow."""
 
     config: BertConfig
-    tensors: dict[str, tf.Tensor | np.ndarray]  # a model directory's: weights either way, scales as NumPy arrays
+    weights: dict[str, tf.Tensor]  # a model directory's tensors without its scales
+    scales: dict[str, np.ndarray]
 
     def logits(
         self, input_ids: tf.Tensor, attention_mask: tf.Tensor, token_type_ids: tf.Tensor
@@ -100,12 +100,12 @@ class Twin:
                 x = self._attention(f"bert.encoder.layer.{index}.attention", layer.heads, x, bias)
             with tf.name_scope(f"layer{index}/ffn"):
                 x = self._ffn(f"bert.encoder.layer.{index}", layer.ffn, x)
-        logits = tf.matmul(x, tf.transpose(self.tensors["qa_outputs.weight"])) + self.tensors["qa_outputs.bias"]
+        logits = tf.matmul(x, tf.transpose(self.weights["qa_outputs.weight"])) + self.weights["qa_outputs.bias"]
         return dict(zip(OUTPUTS, tf.unstack(logits, num=2, axis=-1), strict=True))
 
     def _embeddings(self, input_ids: tf.Tensor, token_type_ids: tf.Tensor) -> tf.Tensor:
         word, position, token_type = (
-            self.tensors[f"bert.embeddings.{part}_embeddings.weight"] for part in ("word", "position", "token_type")
+            self.weights[f"bert.embeddings.{part}_embeddings.weight"] for part in ("word", "position", "token_type")
         )
         x = tf.gather(word, input_ids) + tf.gather(token_type, token_type_ids)
         return self._layer_norm("bert.embeddings.LayerNorm", x + position[: tf.shape(input_ids)[1]])
@@ -121,11 +121,11 @@ class Twin:
             )
             scores = tf.matmul(query, key, transpose_b=True) / math.sqrt(self.config.head_size) + bias  # [B, H, S, S]
             weights = self._quantize(f"{prefix}.self.weights_scale", tf.nn.softmax(scores))
-            context = self._join_heads(tf.matmul(weights, value))
+            context = self._join_heads(tf.matmul(weights, value), heads)
             y = self._dense(output, self._quantize(f"{output}.input_scale", context))
             x = shared if self._quantizes_residual() else x
         else:
-            y = self.tensors[f"{output}.bias"]
+            y = self.weights[f"{output}.bias"]
         return self._layer_norm(f"{prefix}.output.LayerNorm", x + y)
 
     def _ffn(self, prefix: str, ffn: int, x: tf.Tensor) -> tf.Tensor:
@@ -138,15 +138,15 @@ class Twin:
             y = 0.5 * y * (1.0 + tf.math.erf(y / math.sqrt(2.0)))  # the exact GELU
             y = self._dense(output, self._quantize(f"{output}.input_scale", y))
         else:
-            y = self.tensors[f"{output}.bias"]
+            y = self.weights[f"{output}.bias"]
         return self._layer_norm(f"{prefix}.output.LayerNorm", x + y)
 
     def _quantize(self, scale: str, x: tf.Tensor) -> tf.Tensor:
         """`x` on its grid, if the model has a scale for it."""
-        if scale not in self.tensors:
+        if scale not in self.scales:
             return x
-        value = self.tensors[scale]
-        return fake_quantize(x, value, axis=x.shape.rank - 1 if value.ndim else -1)
+        value = self.scales[scale]
+        return _on_grid(x, value, axis=x.shape.rank - 1 if value.ndim else -1)
 
     def _quantizes_residual(self) -> bool:
         return self.config.quantization is not None and self.config.quantization.residual
@@ -157,31 +157,31 @@ class Twin:
 
     def _dense(self, name: str, x: tf.Tensor) -> tf.Tensor:
         """`x @ weight.T + bias`, with `x` as it comes and the weight on its grid where the model is quantized."""
-        kernel = tf.transpose(self.tensors[f"{name}.weight"])  # [in, out]
+        kernel = tf.transpose(self.weights[f"{name}.weight"])  # [in, out]
         if self.config.quantization:
-            scale, factors = self.tensors[f"{name}.weight_scale"], self._factors(name)
+            scale, factors = self.scales[f"{name}.weight_scale"], self._factors(name)
             kernel = tf.clip_by_value(kernel * factors, -127 * scale, 127 * scale)
-            kernel = fake_quantize(kernel, scale, axis=1) / factors
-        return tf.matmul(x, kernel) + self.tensors[f"{name}.bias"]
+            kernel = _on_grid(kernel, scale, axis=1) / factors
+        return tf.matmul(x, kernel) + self.weights[f"{name}.bias"]
 
     def _factors(self, name: str) -> np.ndarray:
-        """What the rows of a kernel are multiplied with before they meet their grid, [in, 1] or [1, 1]."""
-        (scale,) = (self.tensors[s.input_scale] for s in dense_sites(self.config) if s.name == name)
+        """Factors of a kernel's rows before they are rounded, [in, 1] or [1, 1]."""
+        (scale,) = (self.scales[s.input_scale] for s in dense_sites(self.config) if s.name == name)
         return (scale / scale.max()).reshape(-1, 1)
 
     def _layer_norm(self, name: str, x: tf.Tensor) -> tf.Tensor:
         centred = x - tf.reduce_mean(x, axis=-1, keepdims=True)
         variance = tf.reduce_mean(tf.square(centred), axis=-1, keepdims=True)
         normal = centred * tf.math.rsqrt(variance + self.config.layer_norm_eps)
-        return normal * self.tensors[f"{name}.weight"] + self.tensors[f"{name}.bias"]
+        return normal * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
 
     def _split_heads(self, x: tf.Tensor, heads: int) -> tf.Tensor:
         """[B, S, H * d] to [B, H, S, d]."""
         batch, seq = tf.unstack(tf.shape(x)[:2], num=2)
         return tf.transpose(tf.reshape(x, [batch, seq, heads, self.config.head_size]), [0, 2, 1, 3])
 
-    def _join_heads(self, x: tf.Tensor) -> tf.Tensor:
+    def _join_heads(self, x: tf.Tensor, heads: int) -> tf.Tensor:
         """[B, H, S, d] to [B, S, H * d]."""
         x = tf.transpose(x, [0, 2, 1, 3])
         batch, seq = tf.unstack(tf.shape(x)[:2], num=2)
-        return tf.reshape(x, [batch, seq, x.shape[2] * x.shape[3]])
+        return tf.reshape(x, [batch, seq, heads * self.config.head_size])

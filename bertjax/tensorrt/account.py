@@ -1,4 +1,4 @@
-"""What an engine made of a model: which kernels run in which dtype, what was fused, what stayed in float."""
+"""The account of an engine: its kernels and their dtypes, what was fused, what stayed in float."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PRODUCTS = ("gemm", "runtime_fusion")  # kinds of steps that multiply two matri
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseAccount:
-    """How one dense layer of the encoder runs."""
+    """The kernel of one dense layer of the encoder."""
 
     name: str  # "layer3/ffn/out"
     kernel: str
@@ -35,11 +35,11 @@ class DenseAccount:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AttentionAccount:
-    """How one layer's two attention products and the softmax between them run."""
+    """The kernel of one layer's two attention products and the softmax between them."""
 
     layer: int
-    kernel: str  # the one that computes all three, "" where there is none
-    dtype: str  # of what the products multiply: Half, Int8, or several joined by "+"
+    kernel: str  # the one that computes all three, "" if there is none
+    dtype: str  # of the products' operands: Half, Int8, or several joined by "+"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,19 +64,19 @@ class StepAccount:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Account:
-    """What became of a model in one optimization profile."""
+    """The kernels of a model in one optimization profile."""
 
     dense: tuple[DenseAccount, ...]
     attention: tuple[AttentionAccount, ...]  # of the layers that have heads
     steps: tuple[StepAccount, ...]
-    kinds: dict[str, int]  # how many engine steps of each kind, those that compute no node included
+    kinds: dict[str, int]  # number of engine steps of each kind, including those that compute no node
 
     @property
     def all_int8(self) -> bool:
         return all(entry.int8 for entry in self.dense)
 
     def totals(self) -> dict[str, Any]:
-        """The counts that the table ends in."""
+        """The counts in the table's last lines."""
         # Q, K and V of a layer share their input, so one of them stands for all three.
         inputs = [entry for entry in self.dense if not entry.name.endswith(("/key", "/value"))]
         queries = [entry for entry in self.dense if entry.name.endswith("/query")]
@@ -98,7 +98,7 @@ class Account:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """The account as `engine.json` holds it."""
+        """The account in the form of `engine.json`."""
         return {
             "totals": self.totals(),
             "dense": [dataclasses.asdict(entry) | {"int8": entry.int8} for entry in self.dense],
@@ -141,7 +141,7 @@ def _dense_account(scope: str, sizes: dict[str, int], steps: Sequence[Step]) -> 
         kernel=gemm.name,
         tactic=gemm.tactic,
         input_dtype=input_dtype,
-        # Where constants are not listed the activation's dtype stands for both: a GEMM has no mixed operands.
+        # If constants are not listed the activation's dtype stands for both: a GEMM has no mixed operands.
         weight_dtype=weight.dtype if weight else input_dtype,
         merged_with=tuple(other for other in sizes if other != scope and f"{other}/MatMul" in gemm.nodes),
         quantized_in=_quantized_in(scope, steps),
@@ -162,7 +162,7 @@ def _find_gemm(node: str, weight_elements: int, steps: Sequence[Step]) -> Step |
 
 
 def _quantized_in(scope: str, steps: Sequence[Step]) -> str:
-    """What else the step computes that quantizes a dense layer's input."""
+    """The operation that shares a kernel with the quantization of a dense layer's input."""
     block, part = scope.rsplit("/", 1)
     node = f"{block if part in ('query', 'key', 'value') else scope}/input/QuantizeLinear"
     step = next((step for step in steps if node in step.nodes), None)

@@ -10,7 +10,7 @@ from bertjax.machine import has_gpu
 
 
 def load_tensorrt() -> ModuleType:
-    """Import TensorRT: `tensorrt` before `tensorrt_rtx`, the other way round on a machine without a GPU.
+    """Import `tensorrt`, or else `tensorrt_rtx`; in the other order on a machine without a GPU.
 
     Raises:
       UserError: neither is installed.

@@ -24,7 +24,7 @@ Range = tuple[int, int, int]  # least, optimal, most
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuildSettings:
-    """What an engine is built for: one optimization profile per entry of `batches`, all with the same `seq`.
+    """Shapes and target of an engine: one optimization profile per entry of `batches`, all with the same `seq`.
 
     Invariants: every range is ascending and starts at 1 or more; the engine is fastest at its middle.
     """
@@ -45,22 +45,28 @@ class BuildSettings:
 def default_batches(config: BertConfig) -> tuple[Range, ...]:
     """A profile for SingleStream and one for Offline and Server.
 
-    With a batch of exactly 1, TensorRT drops that axis and, where a layer has a single head, finds no fused attention
-    kernel any more (docs/tensorrt.md); a profile that goes to 2 and is tuned for 1 keeps it.
+    With a batch of exactly 1, TensorRT drops that axis and no longer finds a fused attention kernel for a layer with
+    a single head (docs/tensorrt.md). A profile that goes to 2 and is tuned for 1 keeps it.
     """
     single_head = any(layer.heads == 1 for layer in config.layers)
     return (1, 1, 2 if single_head else 1), (1, 8, 32)
 
 
+def default_seq(config: BertConfig) -> Range:
+    """64 to 384 tokens and best at 192, within the model's positions."""
+    least, optimal, most = (min(tokens, config.max_position_embeddings) for tokens in (64, 192, 384))
+    return least, optimal, most
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BuiltEngine:
-    """A serialized engine and how it came to be."""
+    """A serialized engine with its builder's log."""
 
     serialized: bytes
-    log: str  # everything the builder said, one message a line
+    log: str  # all messages of the builder, one a line
     seconds: float
     compute_capability: str  # "8.9"
-    timing_cache: bytes | None  # what the builder measured; None where none was asked for
+    timing_cache: bytes | None  # times of kernels that the builder measured; None if none was asked for
 
 
 def build_engine(
@@ -69,11 +75,11 @@ def build_engine(
     """Parse an ONNX file that bertjax exported and build an engine with dynamic batch and sequence.
 
     Args:
-      trt: what `binding.load_tensorrt` returned.
+      trt: the module that `binding.load_tensorrt` returned.
       onnx_path: the file; weights outside it are found beside it.
       settings: profiles, target and workspace.
-      timing_cache: what an earlier build measured, b"" for a new cache, None to keep none. Of another GPU or another
-        version it counts as b"".
+      timing_cache: of an earlier build, b"" for a new cache, None to keep none. One of another GPU or another
+        version counts as b"".
 
     Raises:
       UserError: this TensorRT cannot build for the compute capability asked for.
@@ -84,11 +90,11 @@ def build_engine(
     started = time.monotonic()
     try:
         builder = trt.Builder(logger)
-    except TypeError:  # pybind's word for a null pointer
+    except TypeError:  # that is how pybind reports a null pointer
         raise WorkFailed(f"{trt.__name__} {trt.__version__} does not start here: {logger.last_error()}") from None
     config = builder.create_builder_config()
     capability = _set_target(trt, config, settings.compute_capability)
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # else the log does not say what was fused
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the log does not list fused nodes
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, settings.workspace_bytes)
     if timing_cache is not None:
         _set_timing_cache(config, timing_cache)
@@ -111,10 +117,10 @@ def build_engine(
 
 
 def inspect_engine(trt: ModuleType, serialized: bytes) -> str:
-    """Load an engine on the GPU here.
+    """Load an engine on the GPU here and describe it.
 
     Returns:
-      What `EngineInspector` says of it, as JSON; "" where the engine cannot be loaded.
+      The JSON of `EngineInspector`; "" if the engine cannot be loaded.
     """
     runtime = trt.Runtime(_logger(trt))  # must outlive the engine
     engine = runtime.deserialize_cuda_engine(serialized)
@@ -131,7 +137,7 @@ def _logger(trt: ModuleType) -> Any:
         """Keeps everything and prints nothing: the account is read from it, and errors are raised."""
 
         def __init__(self) -> None:
-            trt.ILogger.__init__(self)
+            super().__init__()
             self.clear()
 
         def clear(self) -> None:
@@ -213,9 +219,6 @@ def _progress(trt: ModuleType, config: Any) -> Iterator[threading.Event]:
     bar = tqdm(desc="building the engine", unit="step", leave=False, disable=None)
 
     class Monitor(trt.IProgressMonitor):
-        def __init__(self) -> None:
-            trt.IProgressMonitor.__init__(self)
-
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             bar.set_postfix_str(phase_name)
 

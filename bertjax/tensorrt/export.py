@@ -13,10 +13,11 @@ from typing import Any
 from bertjax.errors import UserError, WorkFailed
 from bertjax.files import disk_error, write_file_aside
 from bertjax.machine import describe, find_gpu
+from bertjax.onnx.emit import REVISION as EMITTER
 from bertjax.tensorrt.account import Account, make_accounts
 from bertjax.tensorrt.binding import has_timing_cache, load_tensorrt
 from bertjax.tensorrt.build import BuildSettings, BuiltEngine, build_engine, inspect_engine
-from bertjax.tensorrt.record import record_path
+from bertjax.tensorrt.record import REVISION, record_path
 from bertjax.tensorrt.source import Source, prepare_onnx
 from bertjax.tensorrt.steps import Step, steps_from_inspector, steps_from_log
 from bertjax.version import __version__
@@ -24,7 +25,7 @@ from bertjax.version import __version__
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ExportedEngine:
-    """An engine on disk and what it does."""
+    """An engine on disk with its accounts."""
 
     path: Path
     record_path: Path
@@ -40,7 +41,7 @@ def export_engine(
       source: the model; its ONNX file is written first if it is absent or stale.
       settings: profiles, target and workspace.
       output: the engine's file; None: `model.engine` beside `model.trt.onnx`, and so for other names.
-      timing_cache: where the builder keeps what it measured, for TensorRT versions that do; None: beside the engine.
+      timing_cache: the file of the kernels' times, for TensorRT versions that measure them; None: beside the engine.
 
     Raises:
       UserError: the model is incomplete, TensorRT is not installed, the settings do not fit, or the place cannot be
@@ -62,7 +63,7 @@ def export_engine(
     built = build_engine(trt, source.onnx_path, settings, timing_cache=content)
     steps, told_by = _read_steps(trt, built)
     accounts = make_accounts(source.config, steps, profiles=len(settings.batches))
-    if cache is not None:
+    if cache is not None and built.timing_cache is not None:
         write_file_aside(cache, built.timing_cache)
     record = _record(trt, source, source_sha256, settings, built, accounts) | {"account_from": told_by}
     write_file_aside(path, built.serialized)
@@ -81,7 +82,7 @@ def _default_path(source: Source) -> Path:
 
 
 def _check_place(path: Path, flag: str) -> None:
-    """Refuse a place that cannot be written now, and not after minutes of building."""
+    """Refuse a place that cannot be written, before minutes of building."""
     if path.is_dir():
         raise UserError(f"{path}: is a folder; {flag} names a file")
     try:
@@ -101,7 +102,7 @@ def _timing_cache_path(trt: ModuleType, engine: Path, wanted: Path | None) -> Pa
 
 
 def _read_steps(trt: ModuleType, built: BuiltEngine) -> tuple[list[Step], str]:
-    """The engine's steps and who told them: the inspector where the GPU is there, else the builder's log."""
+    """The engine's steps and their source: the engine inspector if the GPU is here, else the builder's log."""
     gpu = find_gpu()
     if gpu and gpu.compute_capability == built.compute_capability:
         told = inspect_engine(trt, built.serialized)
@@ -128,6 +129,8 @@ def _record(
         "library": trt.__name__,
         "library_version": trt.__version__,
         "bertjax_version": __version__,
+        "emitter_revision": EMITTER,
+        "builder_revision": REVISION,
         "compute_capability": built.compute_capability,
         "gpu": gpu.name if gpu else None,
         "machine": describe(),

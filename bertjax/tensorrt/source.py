@@ -1,17 +1,19 @@
-"""What an engine is built from: a model directory, or an ONNX file that bertjax exported."""
+"""The source of an engine: a model directory, or an ONNX file that bertjax exported."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 from pathlib import Path
+from typing import cast
 
 import onnx
 
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig
+from bertjax.onnx.emit import REVISION
 from bertjax.onnx.export import default_path, export_onnx, is_current, source_digest
-from bertjax.onnx.graph import FlavourName
+from bertjax.onnx.graph import FLAVOURS, FlavourName
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -21,7 +23,7 @@ class Source:
     onnx_path: Path
     flavour: FlavourName
     config: BertConfig
-    directory: Path | None  # whose `onnx_path` is written first if it is absent or stale; None: it is as it should be
+    directory: Path | None  # from which a missing or stale `onnx_path` is written; None: the file is taken as it is
 
 
 def source_from_directory(directory: Path, flavour: FlavourName) -> Source:
@@ -46,10 +48,11 @@ def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName
     Args:
       path: the file.
       directory: the model directory that it has to come from; None: any.
-      flavour: what it has to be; None: either.
+      flavour: the wanted flavour; None: either.
 
     Raises:
-      UserError: it is no such file, of another model or flavour, or TensorRT cannot take its flavour.
+      UserError: it is no such file, of another model, flavour or revision of the emitter, or TensorRT cannot take its
+        flavour.
     """
     path = Path(path)
     mend = f"python export/to_onnx.py --model {directory or 'DIR'} --flavour {flavour or 'trt'}"
@@ -57,13 +60,18 @@ def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName
     metadata = _metadata(model)
     try:
         config, digest = BertConfig.from_dict(json.loads(metadata["config"]), path), metadata["source_sha256"]
-        found: FlavourName = "cpu" if metadata["flavour"] == "cpu" else "trt"
-    except (KeyError, ValueError):
+        found = FLAVOURS[cast(FlavourName, metadata["flavour"])].name
+        revision = int(metadata["emitter_revision"])
+    except (AttributeError, KeyError, TypeError, ValueError):  # AttributeError and TypeError: other JSON than an object
         raise UserError(f"--onnx {path}: not an ONNX file that bertjax exported; make one with: {mend}") from None
     if directory is not None:
         same_config = config == BertConfig.from_json(Path(directory) / "config.json")
         if not same_config or digest != source_digest(directory):
             raise UserError(f"--onnx {path}: not of what {directory} holds; export it again with: {mend}")
+    if revision != REVISION:
+        raise UserError(
+            f"--onnx {path}: of emitter revision {revision}, today's is {REVISION}; export it again with: {mend}"
+        )
     if flavour not in (None, found):
         raise UserError(f"--onnx {path}: is of flavour {found}, not {flavour}; export it again with: {mend}")
     _check_flavour(config, found, f"--onnx {path}")
@@ -77,7 +85,9 @@ def prepare_onnx(source: Source) -> str:
     Returns:
       The SHA-256, in hexadecimal, of the weights that it holds.
 
-    Raises as `onnx.export.export_onnx`.
+    Raises:
+      UserError: the directory is no complete model, or the place cannot be written.
+      WorkFailed: the disk is full, or ONNX's own checker refuses the graph.
     """
     if source.directory is None:
         return _metadata(_load(source.onnx_path))["source_sha256"]
@@ -109,7 +119,7 @@ def _metadata(model: onnx.ModelProto) -> dict[str, str]:
 
 
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:
-    """Refuse weights that are missing from the file beside an ONNX file: TensorRT would not name it."""
+    """Refuse an ONNX file whose weights beside it are missing or cut short: TensorRT would not name that file."""
     ends: dict[str, int] = {}
     for tensor in model.graph.initializer:
         where = {entry.key: entry.value for entry in tensor.external_data}

@@ -1,10 +1,10 @@
 """The steps of an engine, read from the builder's log or from the engine inspector.
 
 With `ProfilingVerbosity.DETAILED` both give for every step its name, its type, the tensors that it reads and writes
-with their dtypes, and the ONNX nodes that it stands for. The inspector needs the engine loaded, so an engine built for
-a GPU that is not here has only the log.
+with their dtypes, and its ONNX nodes. The inspector needs the engine loaded, so an engine built for a GPU that is not
+here has only the log.
 
-What is written differs from version to version. Of a tensor, TensorRT 10 says `Format/Datatype: Half`, or
+The form differs from version to version. Of a tensor, TensorRT 10 says `Format/Datatype: Half`, or
 `Format/Datatype: Row major Int8 format` outside its compiler's graphs, where TensorRT for RTX says `Datatype: Half,
 Format: ...`; constants have a list of their own in RTX, stand among the inputs in 10.0, and are left out in 10.10. With
 several optimization profiles every profile has its own steps, marked `[profile 1]` from the second one on.
@@ -16,6 +16,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 _STEP = re.compile(
@@ -37,7 +38,7 @@ class Tensor(NamedTuple):
 
     name: str
     elements: int  # an unknown axis counts as 1
-    dtype: str  # TensorRT's word: Float, Half, Int8, Int64, ...
+    dtype: str  # in TensorRT's words: Float, Half, Int8, Int64, ...
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class Step:
     """One step of an engine in one optimization profile."""
 
     name: str
-    kind: str  # TensorRT's word: gemm, kgen (a generated kernel), signal, ...
+    kind: str  # in TensorRT's words: gemm, kgen (a generated kernel), signal, ...
     inputs: tuple[Tensor, ...]
     constants: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
@@ -71,9 +72,9 @@ def steps_from_inspector(text: str) -> list[Step]:
     for entry in json.loads(text)["Layers"]:
         if not isinstance(entry, dict):
             return []
-        fields = (_tensors_of(entry.get(field, [])) for field in ("Inputs", "Constants", "Outputs"))
-        nodes = _NODE.findall(entry.get("Metadata", ""))
-        found.append(_step(entry["Name"], entry.get("LayerType", ""), *fields, entry.get("TacticName"), nodes))
+        inputs, constants, outputs = (_tensors_of(entry.get(field, [])) for field in ("Inputs", "Constants", "Outputs"))
+        kind, tactic, nodes = entry.get("LayerType", ""), entry.get("TacticName"), entry.get("Metadata", "")
+        found.append(_step(entry["Name"], kind, inputs, constants, outputs, tactic, _NODE.findall(nodes)))
     return _with_profiles(found)
 
 
@@ -103,7 +104,7 @@ def _step(
     constants: list[Tensor],
     outputs: list[Tensor],
     tactic: str | None,
-    nodes: list[str],
+    nodes: Sequence[str],
 ) -> Step:
     constants = constants + [tensor for tensor in inputs if _CONSTANT.search(tensor.name)]
     names = [name, *(tensor.name for tensor in inputs + outputs)]
@@ -121,7 +122,7 @@ def _step(
 
 
 def _with_profiles(steps: list[Step]) -> list[Step]:
-    """Give steps whose names bear no mark the profile of the graph that they are in: a graph has one profile."""
+    """Give every step without a mark the profile of its graph, which has only one."""
     profiles: dict[str, int] = {}
     for step in steps:
         if graph := _GRAPH.search(step.name):

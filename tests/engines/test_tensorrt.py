@@ -20,6 +20,7 @@ from bertjax.engines.tensorrt import EngineStream, TensorRTBackend
 from bertjax.errors import UserError, WorkFailed
 from bertjax.machine import Gpu
 from bertjax.modeldir.config import INPUTS, OUTPUTS
+from bertjax.onnx.emit import REVISION
 from bertjax.onnx.export import source_digest
 from tests.engines.fake_cuda import FakeCuda
 from tests.engines.test_cuda_names import CUDA_CONSTANTS, CUDA_ENUMS, CUDA_FUNCTIONS
@@ -284,6 +285,8 @@ def test_the_fakes_of_tensorrt_have_only_names_that_the_bindings_have() -> None:
         ({"engine_sha256": "0"}, "not of these weights"),
         ({"source_sha256": "0"}, "not of these weights"),
         ({"library": "other"}, "broken, or of another version"),
+        ({"emitter_revision": REVISION + 1}, "built by an older or newer bertjax"),
+        ({"builder_revision": 0}, "built by an older or newer bertjax"),
         ({"compute_capability": None}, "broken, or of another version"),
     ],
 )

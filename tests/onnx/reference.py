@@ -1,4 +1,4 @@
-"""BERT with INT8 fake quantization in plain NumPy, written from docs/design.md's numerics: the emitter's witness."""
+"""BERT with INT8 fake quantization in plain NumPy, from the numerics in docs/design.md: the emitter's witness."""
 
 from __future__ import annotations
 

@@ -11,10 +11,12 @@ import onnxruntime
 import pytest
 import safetensors.numpy
 
+from bertjax import version
 from bertjax.errors import UserError
 from bertjax.modeldir.untrained import random_model
 from bertjax.onnx import export
 from bertjax.onnx.export import export_onnx, is_current
+from bertjax.onnx.graph import FlavourName
 from tests.models import tiny_config, write_random_model
 from tests.onnx.test_emit import make_batch
 
@@ -64,6 +66,29 @@ def test_an_export_is_current_until_its_source_changes(student: Path) -> None:
     safetensors.numpy.save_file(parameters, student / "model.safetensors")
     assert not is_current(path, student, "cpu")
     path.write_bytes(path.read_bytes()[:1000])
+    assert not is_current(path, student, "cpu")
+
+
+OF_0_1 = Path(__file__).parent / "student-0.1"  # written by version 0.1.0: a directory and both of its graphs
+
+
+@pytest.mark.parametrize("flavour", ["cpu", "trt"])
+def test_a_graph_of_version_0_1_is_read_as_it_is(tmp_path: Path, flavour: FlavourName) -> None:
+    name = f"model.{flavour}.onnx"
+    assert is_current(OF_0_1 / name, OF_0_1, flavour)
+    of_today = onnx.load(export_onnx(OF_0_1, flavour=flavour, output=tmp_path / name))
+    assert of_today.graph == onnx.load(OF_0_1 / name).graph, "the emitter writes another graph: raise its REVISION"
+
+
+def test_the_emitters_revision_and_not_the_version_makes_a_graph_stale(
+    student: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = export_onnx(student, flavour="cpu")
+    written = path.read_bytes()
+    monkeypatch.setattr(version, "__version__", "9.9")
+    assert is_current(path, student, "cpu")
+    assert export_onnx(student, flavour="cpu").read_bytes() == written
+    monkeypatch.setattr(export, "REVISION", export.REVISION + 1)
     assert not is_current(path, student, "cpu")
 
 

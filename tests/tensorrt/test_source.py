@@ -9,6 +9,7 @@ import pytest
 
 from bertjax.errors import UserError
 from bertjax.onnx import export as onnx_export
+from bertjax.onnx.emit import REVISION
 from bertjax.onnx.export import export_onnx, source_digest
 from bertjax.tensorrt.source import prepare_onnx, source_from_directory, source_from_onnx
 from tests.models import tiny_config, write_random_model
@@ -52,6 +53,24 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         onnx.save(model, str(path))
         with pytest.raises(UserError, match="not an ONNX file that bertjax exported"):
             source_from_onnx(path, directory=None, flavour=None)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "told"),
+    [
+        ("emitter_revision", str(REVISION - 1), f"of emitter revision {REVISION - 1}, today's is {REVISION}; export"),
+        ("emitter_revision", "x", "not an ONNX file that bertjax exported"),
+        ("flavour", "gpu", "not an ONNX file that bertjax exported"),
+        ("config", "[]", "not an ONNX file that bertjax exported"),
+    ],
+)
+def test_a_file_with_another_record_is_refused(model: Path, tmp_path: Path, name: str, value: str, told: str) -> None:
+    path = export_onnx(model, flavour="trt", output=tmp_path / "x.onnx")
+    changed = onnx.load(path)
+    onnx.helper.set_model_props(changed, {entry.key: entry.value for entry in changed.metadata_props} | {name: value})
+    onnx.save(changed, path)
+    with pytest.raises(UserError, match=told):
+        source_from_onnx(path, directory=None, flavour=None)
 
 
 def test_weights_that_are_not_beside_the_file_are_missed(model: Path, tmp_path: Path, monkeypatch) -> None:
