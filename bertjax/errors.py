@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class UserError(Exception):
-    """The input is wrong. The message is one line: the file, the field and the mend. Exit code 2."""
+    """The input is wrong. A line for each fault: the file, the field and the mend. Exit code 2."""
 
 
 class WorkFailed(Exception):

@@ -1,1 +1,1 @@
-"""SQuAD v1.1 in, windows and batches between, answers and scores out. No JAX here."""
+"""Questions, windows, batches, masks, answers and scores, text for pre-training. Nothing here imports JAX."""

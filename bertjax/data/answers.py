@@ -47,7 +47,7 @@ def candidate_spans(window: Window, start_logits: np.ndarray, end_logits: np.nda
 
 
 def best_span(window: Window, start_logits: np.ndarray, end_logits: np.ndarray) -> tuple[float, tuple[int, int] | None]:
-    """The best of a window's `candidate_spans`: its logit sum and its characters; (-inf, None) if there is none."""
+    """Return the best of `candidate_spans`: its logit sum and its characters; (-inf, None) if there is none."""
     scores, spans = candidate_spans(window, start_logits, end_logits)
     if not len(scores):
         return -np.inf, None
@@ -108,5 +108,10 @@ def whole_clusters(text: str, start: int, end: int) -> tuple[int, int]:
 
 
 def write_predictions(path: Path, answers: dict[str, str]) -> None:
-    """Write `{id: text}` JSON, which the official SQuAD evaluation script reads."""
+    """Write `{id: text}` JSON, which the official SQuAD evaluation script reads.
+
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
+    """
     write_file_aside(path, json.dumps(answers, ensure_ascii=False, indent=1) + "\n")

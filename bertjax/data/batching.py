@@ -1,4 +1,4 @@
-"""Batches of windows of like length: less padding, few shapes."""
+"""Batches of windows of similar length, for little padding and few shapes."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ Batch = dict[str, np.ndarray]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BatchPlan:
-    """Which windows go into which batch, and to which length they are padded."""
+    """The windows of one batch, and the length in tokens that they are padded to."""
 
     rows: np.ndarray  # int32 [batch]: indexes of windows
     length: int
 
 
 def padded_length(length: int, multiple: int, longest: int) -> int:
-    """Round up to a multiple, but never past the longest allowed."""
+    """Round a length up to a multiple, but never past the longest allowed."""
     return min(-(-length // multiple) * multiple, longest)
 
 
 def padded_lengths(lengths: np.ndarray, multiple: int, longest: int) -> np.ndarray:
-    """`padded_length` of each, of the same shape and dtype."""
+    """`padded_length` of each length; shape and dtype as given."""
     return np.minimum(-(-lengths // multiple) * multiple, longest)
 
 
-def collate(windows: Sequence[Window], rows: Sequence[int], length: int, pad_id: int = 0) -> Batch:
+def collate(windows: Sequence[Window], rows: Sequence[int] | np.ndarray, length: int, pad_id: int = 0) -> Batch:
     """Pad windows into arrays.
 
     Returns:
@@ -52,7 +52,7 @@ def collate(windows: Sequence[Window], rows: Sequence[int], length: int, pad_id:
 def plan_epoch(
     lengths: np.ndarray, *, batch_size: int, multiple: int, longest: int, seed: int, epoch: int
 ) -> list[BatchPlan]:
-    """Shuffled batches of exactly `batch_size` windows of like length, the same for the same seed and epoch.
+    """Plan an epoch: shuffled batches of `batch_size` windows of similar length, the same for the same seed and epoch.
 
     Windows are shuffled, sorted by length inside pools of 64 batches, cut into batches, and the batches are
     shuffled. The last batch is filled up from the epoch's beginning, so that every batch has one shape per length.
@@ -72,9 +72,10 @@ def plan_epoch(
 
 
 def plan_inference(lengths: np.ndarray, *, tokens: int, multiple: int, longest: int) -> list[BatchPlan]:
-    """Batches in order of length, each of about `tokens` padded tokens; every window stands in just one batch.
+    """Plan a pass: batches in order of length, of at most `tokens` padded tokens, with each window in exactly one.
 
-    For one padded length all batches but the last have the same number of rows.
+    All batches of one padded length but the last have the same number of rows. A window longer than `tokens` makes a
+    batch of its own.
     """
     order = np.argsort(lengths, kind="stable").astype(np.int32)
     padded = padded_lengths(lengths[order], multiple, longest)
@@ -96,12 +97,15 @@ def filled_batches(
     longest: int,
     pad_id: int,
 ) -> list[Batch]:
-    """The chosen windows in batches of one shape per padded length, for passes in which only real tokens count.
+    """Batch the chosen windows in one shape per padded length, for passes in which only real tokens count.
 
     The last batch of a length is filled up with repeated windows whose `attention_mask` is 0 throughout.
 
     Args:
-      lengths: int32 [windows]; `chosen`: indexes of windows. The rest as in `plan_inference` and `collate`.
+      lengths: tokens of every window, int32 [windows].
+      chosen: indexes of windows, int [chosen].
+      tokens, multiple, longest: as for `plan_inference`.
+      pad_id: as for `collate`.
     """
     batches = []
     for plan in plan_inference(lengths[chosen], tokens=tokens, multiple=multiple, longest=longest):
@@ -113,7 +117,10 @@ def filled_batches(
 
 
 def batch_maker(dataset: Dataset, *, pad_id: int, batch_size: int, multiple: int, seed: int) -> Callable[[int], Batch]:
-    """The batch of any step, over as many shuffled epochs as the steps need, padded to a multiple of `multiple`."""
+    """Return a function from a step to its batch, over as many shuffled epochs as the steps need.
+
+    Windows are padded to a multiple of `multiple`. A batch is that of `collate` with `rows`, the windows' indexes.
+    """
     per_epoch = steps_per_epoch(dataset, batch_size)
     plans: dict[int, list[BatchPlan]] = {}
 
@@ -137,4 +144,5 @@ def batch_maker(dataset: Dataset, *, pad_id: int, batch_size: int, multiple: int
 
 
 def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
+    """The number of batches that hold every window of the dataset."""
     return -(-len(dataset.windows) // batch_size)

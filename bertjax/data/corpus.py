@@ -1,8 +1,8 @@
 """The embedded corpus: generated paragraphs of facts with questions, in SQuAD v1.1 form.
 
-A paragraph tells several things of one person whose values are all of one kind, in random order, so an answer always
-stands among others that look like it. Questions use other words than the statements, and names and values of one part
-of the corpus never occur in another part: neither position, nor kind, nor memory answers them.
+A paragraph states several facts about one person in random order, all with values of one kind, so that an answer stands
+among others that look like it. Questions use other words than the statements, and names and values of one part of the
+corpus never occur in another part: neither position, nor kind, nor memory answers them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bertjax.files import write_file_aside
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Relation:
-    """One thing that can be told of a person: sentences that state it, and questions in other words that ask for it."""
+    """A kind of fact about a person: sentences that state it, and questions about it in other words."""
 
     statements: tuple[str, ...]
     questions: tuple[str, ...]
@@ -156,7 +156,8 @@ def write_corpus(folder: Path, *, seed: int, train: int, val: int, evaluation: i
       train, val, evaluation: numbers of paragraphs, each with one question for every fact.
 
     Raises:
-      UserError, WorkFailed: the folder cannot be written.
+      UserError: the folder cannot be written.
+      WorkFailed: the disk is full.
     """
     folder = Path(folder)
     files = CorpusFiles(train=folder / "train.json", val=folder / "val.json", eval=folder / "eval.json")
@@ -166,7 +167,12 @@ def write_corpus(folder: Path, *, seed: int, train: int, val: int, evaluation: i
 
 
 def write_squad(path: Path, paragraphs: Sequence[FactParagraph], *, prefix: str) -> None:
-    """Write paragraphs as SQuAD v1.1 JSON; ids are `prefix-paragraph-question`. Errors as `write_corpus`."""
+    """Write paragraphs as SQuAD v1.1 JSON; ids are `prefix-paragraph-question`.
+
+    Raises:
+      UserError: the folder cannot be written.
+      WorkFailed: the disk is full.
+    """
     entries = []
     for number, paragraph in enumerate(paragraphs):
         questions = [

@@ -1,4 +1,4 @@
-"""A SQuAD file together with its windows: what training, calibration and evaluation read."""
+"""A data file's questions together with their windows, as training, calibration and evaluation read them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bertjax.data.windows import Window, WindowSettings, make_windows
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Dataset:
-    """`windows` in the order of `examples`; `lengths` int32 [windows] in tokens."""
+    """`windows` in the order of `examples`; `lengths` in tokens, int32 [windows]."""
 
     examples: list[Example]
     windows: list[Window]
@@ -25,10 +25,13 @@ class Dataset:
 def load_dataset(
     path: Path, tokenizer: Tokenizer, settings: WindowSettings, *, questions: int | None = None, seed: int = 0
 ) -> Dataset:
-    """Read a SQuAD file and cut it into windows; raises as `read_squad` and `make_windows`.
+    """Read a file of questions and cut it into windows.
 
     Args:
-      questions: keep this many, drawn at random; None keeps all.
+      questions: keep this many, drawn at random by `seed`; None keeps all.
+
+    Raises:
+      UserError: the file has faults, or `max_seq` leaves no room for a context.
     """
     examples = read_squad(path)
     if questions is not None and questions < len(examples):
@@ -38,6 +41,11 @@ def load_dataset(
 
 
 def from_examples(examples: list[Example], tokenizer: Tokenizer, settings: WindowSettings) -> Dataset:
+    """Cut questions into windows.
+
+    Raises:
+      UserError: `max_seq` leaves no room for a context.
+    """
     windows = make_windows(examples, tokenizer, settings)
     lengths = np.array([len(window) for window in windows], np.int32)
     return Dataset(examples=examples, windows=windows, lengths=lengths, longest=settings.max_seq)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -16,14 +17,16 @@ _SQUAD_ADDRESS = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 
 
 def cache_folder() -> Path:
+    """The folder for downloads, by the XDG convention."""
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "bertjax"
 
 
 def squad_file(part: str) -> Path:
-    """The public SQuAD v1.1 `train` or `dev` file, downloaded if it is not in the cache.
+    """Path of the public SQuAD v1.1 `train` or `dev` file, which is downloaded if it is not in the cache.
 
     Raises:
-      UserError: it cannot be fetched.
+      UserError: it cannot be fetched, or the cache cannot be written.
+      WorkFailed: the disk is full.
     """
     name = f"{part}-v1.1.json"
     path = cache_folder() / name

@@ -20,7 +20,7 @@ MASKED_SHARE = 0.15  # of the words
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Vocabulary:
-    """The entries of a tokenizer that continue a word, and those that are special."""
+    """The entries of a tokenizer that continue a word, and those that are special or not there."""
 
     continues: np.ndarray  # bool [size]
     special: np.ndarray  # bool [size]
@@ -29,12 +29,14 @@ class Vocabulary:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Vocabulary:
         """Read the entries of a tokenizer whose continuing pieces begin with ##."""
-        size = tokenizer.get_vocab_size()
-        tokens = [tokenizer.id_to_token(index) or "" for index in range(size)]
+        size = 1 + max(tokenizer.get_vocab().values())  # added tokens may leave gaps before them
+        tokens = [tokenizer.id_to_token(index) for index in range(size)]
+        mask_id = tokenizer.token_to_id("[MASK]")
+        assert mask_id is not None, "load_tokenizer refuses a vocabulary without [MASK]"
         return cls(
-            continues=np.array([token.startswith("##") for token in tokens]),
-            special=np.array([token in SPECIAL_TOKENS for token in tokens]),
-            mask_id=tokenizer.token_to_id("[MASK]"),
+            continues=np.array([token is not None and token.startswith("##") for token in tokens]),
+            special=np.array([token is None or token in SPECIAL_TOKENS for token in tokens]),
+            mask_id=mask_id,
         )
 
     def has_word(self, ids: np.ndarray) -> bool:
@@ -49,7 +51,7 @@ def masked_batch(
 
     Args:
       rows: int32 arrays of at most `length` tokens, special tokens included.
-      slots: room for masked tokens in a row; a word that does not fit any more is left alone.
+      slots: room for masked tokens in a row; a word that no longer fits is left alone.
 
     Returns:
       `input_ids`, `attention_mask` int32 [B, length]; `positions`, `labels` int32 [B, slots]; `weights` float32
@@ -73,7 +75,8 @@ def _mask(
     """The sequence with words masked, and the sorted positions of their tokens."""
     words = _words(ids, vocabulary)
     wanted = max(1, round(MASKED_SHARE * len(words)))
-    masked, chosen = ids.copy(), []
+    masked = ids.copy()
+    chosen: list[int] = []
     for index in random.permutation(len(words))[:wanted]:
         begin, end = words[index]
         if len(chosen) + end - begin > slots:

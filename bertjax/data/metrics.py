@@ -1,4 +1,4 @@
-"""The official SQuAD v1.1 scores (Rajpurkar et al. 2016): exact match and token F1, in percent."""
+"""Exact match and token F1 as the official SQuAD v1.1 script counts them (Rajpurkar et al. 2016)."""
 
 from __future__ import annotations
 
@@ -16,24 +16,31 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
+    """Means over all questions."""
+
     exact_match: float  # percent
     f1: float  # percent
 
 
 def normalize(text: str) -> str:
-    """Lower case, without punctuation, articles and extra white space."""
+    """Lower the case and take out punctuation, articles and extra white space."""
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def token_f1(prediction: str, answer: str) -> float:
     """Harmonic mean of token precision and recall after normalization, 0 to 1."""
-    predicted, wanted = normalize(prediction).split(), normalize(answer).split()
-    common = sum((collections.Counter(predicted) & collections.Counter(wanted)).values())
-    return 2 * common / (len(predicted) + len(wanted)) if common else 0.0
+    predicted, accepted = normalize(prediction).split(), normalize(answer).split()
+    common = sum((collections.Counter(predicted) & collections.Counter(accepted)).values())
+    return 2 * common / (len(predicted) + len(accepted)) if common else 0.0
 
 
 def score(examples: Sequence[Example], answers: Mapping[str, str]) -> Score:
-    """Score answers by question id; a question without an answer counts as wrong. Best over the accepted answers."""
+    """Score answers against the accepted answer that fits best.
+
+    Args:
+      examples: at least one, each with at least one accepted answer.
+      answers: by question id; a question without one counts as wrong.
+    """
     exact = f1 = 0.0
     for example in examples:
         answer = answers.get(example.id, "")

@@ -24,7 +24,8 @@ def write_vocabulary(directory: Path, texts: Iterable[str], *, vocab_size: int) 
       The number of entries, at most `vocab_size` unless the characters alone are more.
 
     Raises:
-      UserError, WorkFailed: the directory cannot be written.
+      UserError: the directory cannot be written.
+      WorkFailed: the disk is full.
     """
     # The trainer numbers inner characters in the order in which it happens to meet them, and breaks ties by number.
     # Given beforehand, as if they were special tokens, they always come in the same order.

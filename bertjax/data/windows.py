@@ -55,13 +55,13 @@ def make_windows(examples: Sequence[Example], tokenizer: Tokenizer, settings: Wi
     Time and memory are linear in the tokens of the windows. What windows share (offsets, ownership) is shared memory.
 
     Raises:
-      UserError: `max_seq` leaves no room for the context beside the longest question allowed.
+      UserError: a length is below 1, or `max_seq` leaves no room for the context beside the longest question allowed.
     """
-    if settings.max_seq < settings.max_query + 4 or settings.doc_stride < 1:
-        raise UserError(
-            f"--max-seq {settings.max_seq}: must be at least --max-query + 4 = {settings.max_query + 4},"
-            f" and --doc-stride {settings.doc_stride} at least 1"
-        )
+    for flag, tokens in (("--max-query", settings.max_query), ("--doc-stride", settings.doc_stride)):
+        if tokens < 1:
+            raise UserError(f"{flag} {tokens}: must be at least 1")
+    if settings.max_seq < settings.max_query + 4:
+        raise UserError(f"--max-seq {settings.max_seq}: must be at least --max-query + 4 = {settings.max_query + 4}")
     contexts = list(dict.fromkeys(example.context for example in examples))
     encoded = dict(zip(contexts, encode(tokenizer, contexts), strict=True))
     questions = encode(tokenizer, [example.question.strip() for example in examples])
@@ -125,7 +125,8 @@ def _parts(length: int, room: int, stride: int) -> list[_Part]:
     A token is owned by the part that shows it with the largest smaller margin, and of equal ones by the first. The
     reference adds a hundredth of the part's length to the margin, which decides between parts of unequal lengths.
     """
-    bounds, begin = [], 0
+    bounds: list[tuple[int, int]] = []
+    begin = 0
     while not bounds or bounds[-1][1] < length:
         bounds.append((begin, min(begin + room, length)))
         begin += min(room, stride)
