@@ -30,7 +30,7 @@ from bertjax import programs, rundir
 from bertjax.engines.backend import Backend, Logits
 from bertjax.engines.choose import open_backend
 from bertjax.errors import WorkFailed
-from bertjax.mlperf import harness
+from bertjax.mlperf import session
 from bertjax.mlperf.result import Result
 
 OFFLINE_QPS, SERVER_QPS = 400_000.0, 50_000.0  # what the harness is to reach
@@ -66,10 +66,10 @@ def timed_backend(backend: Backend, inside: dict[int, float]) -> Backend:
     return backend
 
 
-def watched_run(settings: harness.ServeSettings) -> tuple[Result, Spent]:
+def watched_run(settings: session.SessionSettings, confs: session.Confs) -> tuple[Result, Spent]:
     """Make a run in this process, with the system's threads timed."""
-    from bertjax.mlperf import session
-    from bertjax.mlperf.sut import System
+    from bertjax.mlperf import session_process
+    from bertjax.mlperf.sut import SystemUnderTest
 
     inside: dict[int, float] = {}  # CPU seconds in the backend, by thread
     spent = {"workers": 0.0, "issuing": 0.0, "run": 0.0}
@@ -78,7 +78,7 @@ def watched_run(settings: harness.ServeSettings) -> tuple[Result, Spent]:
     def open_with(*args: Any, **rest: Any) -> Backend:
         return timed_backend(open_backend(*args, **rest), inside)
 
-    class Timed(System):
+    class Timed(SystemUnderTest):
         def _work(self, queue: Any) -> None:
             inside.pop(threading.get_ident(), None)  # of an earlier thread, before the run
             begin = time.thread_time()
@@ -92,8 +92,8 @@ def watched_run(settings: harness.ServeSettings) -> tuple[Result, Spent]:
             super().issue(ids, indices)
             spent["issuing"] += time.thread_time() - begin
 
-    session.System = Timed
-    run_test = session.loadgen.run
+    session_process.SystemUnderTest = Timed
+    run_test = session_process.loadgen.run_test
 
     @functools.wraps(run_test)
     def timed_test(*args: Any) -> None:
@@ -101,17 +101,15 @@ def watched_run(settings: harness.ServeSettings) -> tuple[Result, Spent]:
         run_test(*args)
         spent["run"] = time.monotonic() - begin
 
-    session.loadgen.run = timed_test
-    result = session.serve(settings, open_with)
+    session_process.loadgen.run_test = timed_test
+    result = session_process.hold(settings, confs, open_with)
     return result, Spent(**spent, streams=result.layout.streams)
 
 
-def run_apart(settings: harness.ServeSettings) -> tuple[Result, Spent]:
+def run_apart(settings: session.SessionSettings) -> tuple[Result, Spent]:
     """`watched_run` in a process of its own, since LoadGen makes one run in the life of a process."""
-    harness.check(settings)
-    done = subprocess.run(
-        [sys.executable, __file__, "--child"], input=pickle.dumps(settings), stdout=subprocess.PIPE, check=False
-    )
+    content = pickle.dumps((settings, session.check(settings)))
+    done = subprocess.run([sys.executable, __file__, "--child"], input=content, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
         raise WorkFailed(f"the {settings.scenario} run of {settings.model} failed; what it said is above")
     return pickle.loads(done.stdout)
@@ -130,7 +128,7 @@ def main() -> None:
     print("| run | asked for | samples/s | p99 ms | valid | outside the backend |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as logs:
         make = functools.partial(
-            harness.ServeSettings,
+            session.SessionSettings,
             model=options.model,
             data=options.data or rundir.default_data(options.model),
             mode="PerformanceOnly",
@@ -159,7 +157,7 @@ def _print_row(result: Result, spent: Spent, asked: float | None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--child"]:
-        sys.stdout.buffer.write(pickle.dumps(watched_run(pickle.load(sys.stdin.buffer))))
+        sys.stdout.buffer.write(pickle.dumps(watched_run(*pickle.load(sys.stdin.buffer))))
         sys.stdout.flush()
         os._exit(0)
     programs.run(main)

@@ -37,7 +37,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from bertjax import rundir
-    from bertjax.mlperf import conf, gates, harness
+    from bertjax.mlperf import conf, gates, session
     from bertjax.mlperf.conf import find_audit_conf
     from bertjax.mlperf.output import format_result
     from bertjax.mlperf.result import record_result
@@ -50,7 +50,7 @@ def main() -> None:
     model = options.model or newest_student()
     log_root = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}-{options.config_ver}"
     runs = [
-        harness.ServeSettings(
+        session.SessionSettings(
             model=model,
             data=options.data or rundir.default_data(model),
             scenario=scenario,
@@ -65,12 +65,12 @@ def main() -> None:
         for scenario in options.scenarios.split(",")
     ]
     for settings in runs:  # a misspelt last scenario is told before the first one runs
-        harness.check(settings)
+        session.check(settings)
     if options.test_mode in conf.SCORED and not options.reference_f1:
         gates.reference_f1(model, 0)  # told before the runs too
     missed = []
     for settings in runs:
-        result = harness.run(settings)
+        result = session.run(settings)
         print(format_result(result), flush=True)
         record_result(model, result)
         if result.accuracy is None:

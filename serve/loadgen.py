@@ -19,13 +19,13 @@ from bertjax import programs
 from bertjax.errors import UserError
 
 if TYPE_CHECKING:
-    from bertjax.mlperf.harness import ServeSettings
     from bertjax.mlperf.result import Result
+    from bertjax.mlperf.session import SessionSettings
 
 
 if TYPE_CHECKING:
-    from bertjax.mlperf.harness import ServeSettings
     from bertjax.mlperf.result import Result
+    from bertjax.mlperf.session import SessionSettings
 
 
 def main() -> None:
@@ -63,7 +63,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from bertjax import rundir
-    from bertjax.mlperf import harness
+    from bertjax.mlperf import session
     from bertjax.mlperf.conf import find_audit_conf
     from bertjax.mlperf.output import format_result
     from bertjax.mlperf.result import record_result
@@ -73,7 +73,7 @@ def main() -> None:
     windows = rundir.window_settings(
         model, max_seq=options.max_seq, doc_stride=options.doc_stride, max_query=options.max_query
     )
-    settings = harness.ServeSettings(
+    settings = session.SessionSettings(
         model=model,
         data=options.data or rundir.default_data(model),
         scenario=options.scenario,
@@ -91,14 +91,14 @@ def main() -> None:
         user_conf=options.user_conf,
         audit_conf=find_audit_conf(options.audit_conf),
     )
-    result = _find_peak(settings) if options.find_peak else harness.run(settings)
+    result = _find_peak(settings) if options.find_peak else session.run(settings)
     print(format_result(result))
     recorded = record_result(model, result)
     if recorded:
         print(f"Recorded in {recorded}")
 
 
-def _find_peak(settings: ServeSettings) -> Result:
+def _find_peak(settings: SessionSettings) -> Result:
     """The run at the highest VALID rate; prints each run on the way and draws them."""
     from bertjax.mlperf.output import PROBE_HEADER, draw_peak, format_probe
     from bertjax.mlperf.peak import server_peak

@@ -24,7 +24,7 @@ def main() -> None:
     options = parser.parse_args()
 
     from bertjax import rundir
-    from bertjax.mlperf import harness, result
+    from bertjax.mlperf import result, session
     from bertjax.pipeline import report
     from bertjax.rundir import newest_student
 
@@ -34,7 +34,7 @@ def main() -> None:
     wanted = [(student, "Offline", "AccuracyOnly")]
     wanted += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
     for model, scenario, mode in wanted:
-        settings = harness.ServeSettings(
+        settings = session.SessionSettings(
             model=model,
             data=rundir.default_data(model),
             scenario=scenario,
@@ -45,7 +45,7 @@ def main() -> None:
             duration_seconds=options.duration if mode == "PerformanceOnly" else None,
         )
         print(f"{model.name}: {scenario} {mode}", flush=True)
-        result.record_result(model, harness.run(settings))
+        result.record_result(model, session.run(settings))
     print(f"\n{report.stage_table(run)}\n\n{report.loadgen_table(run)}")
     print(f"\n{report.write_report(run)}: the same with pictures; LoadGen's logs are in {logs}")
 

@@ -92,7 +92,7 @@ def make(options: argparse.Namespace) -> None:
 def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRuns]:
     """The runs, made or kept in the output's work area, or those that --collect names."""
     from bertjax import rundir
-    from bertjax.mlperf import harness
+    from bertjax.mlperf import session
     from bertjax.mlperf.output import format_result
     from bertjax.mlperf.result import record_result
     from bertjax.mlperf.submission import runs
@@ -106,7 +106,7 @@ def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRu
         print(format_result(result), flush=True)
         record_result(model, result)
 
-    settings = harness.ServeSettings(
+    settings = session.SessionSettings(
         model=model,
         data=data,
         scenario=scenarios[0],

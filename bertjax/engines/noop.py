@@ -1,4 +1,4 @@
-"""A backend that computes nothing: what is left of a run is the harness and LoadGen."""
+"""A backend that computes nothing: what a session then takes is LoadGen's, the queues' and the threads' own."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Running MLPerf LoadGen over a system under test.
+"""MLPerf LoadGen's own test, run over a system under test.
 
 LoadGen is C++ with one global state: it reads a configuration once in the life of a process (a second reading is an
-error and leaves out mlperf.conf), and no run of it can be ended early. So one process makes one run, and whoever
-wants it ended ends the process: see `child`.
+error and leaves out mlperf.conf), and no test of it can be ended early. So one process holds one session, and whoever
+wants it ended ends the process: see `session_process`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mlperf_loadgen
@@ -18,16 +18,16 @@ import numpy as np
 
 from bertjax.engines.samples import SampleLibrary
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf.conf import BENCHMARK, OFFICIAL_SECONDS, read_user_conf
-from bertjax.mlperf.sut import System
+from bertjax.mlperf.conf import BENCHMARK, OFFICIAL_SECONDS
+from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
 
 MAX_PERFORMANCE_SAMPLES = 10_833  # mlperf.conf's performance_sample_count for bert
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Load:
-    """What LoadGen is asked to issue. Where a field is None, the user.conf decides, and then mlperf.conf."""
+class TestPlan:
+    """The test that LoadGen is asked for. Where a field is None, the user.conf decides, and then mlperf.conf."""
 
     scenario: str
     mode: str
@@ -37,36 +37,38 @@ class Load:
     expected_latency_ns: int | None  # SingleStream and MultiStream: of one query, to plan how many are needed
 
 
-def make_settings(load: Load, sample_count: int) -> mlperf_loadgen.TestSettings:
-    """LoadGen's settings. A run shorter than mlperf.conf's 600 s drops mlperf.conf's minimum number of queries.
+def make_settings(plan: TestPlan, given: Mapping[str, float], sample_count: int) -> mlperf_loadgen.TestSettings:
+    """LoadGen's settings. A test shorter than mlperf.conf's 600 s drops mlperf.conf's minimum number of queries.
+
+    Args:
+      given: the settings of the plan's user.conf.
 
     Raises:
-      UserError: the user.conf is malformed.
+      UserError: LoadGen refuses the user.conf.
     """
-    given = read_user_conf(load.user_conf, load.scenario) if load.user_conf else {}
     settings = mlperf_loadgen.TestSettings()
     # mlperf.conf is built in, and read before the user.conf; an empty one makes LoadGen read it too.
-    path = load.user_conf or os.devnull
-    if settings.FromConfig(str(path), BENCHMARK, load.scenario) != 0:
+    path = plan.user_conf or os.devnull
+    if settings.FromConfig(str(path), BENCHMARK, plan.scenario) != 0:
         raise UserError(f"{path}: LoadGen refuses it; lines read 'bert.Server.target_qps = 100'")
-    settings.scenario = getattr(mlperf_loadgen.TestScenario, load.scenario)
-    settings.mode = getattr(mlperf_loadgen.TestMode, load.mode)
-    if load.duration_seconds is not None:
-        settings.min_duration_ms = round(load.duration_seconds * 1000)
+    settings.scenario = getattr(mlperf_loadgen.TestScenario, plan.scenario)
+    settings.mode = getattr(mlperf_loadgen.TestMode, plan.mode)
+    if plan.duration_seconds is not None:
+        settings.min_duration_ms = round(plan.duration_seconds * 1000)
     if settings.min_duration_ms < OFFICIAL_SECONDS * 1000 and "min_query_count" not in given:
         settings.min_query_count = 1
-    if load.target_qps is not None:
-        settings.offline_expected_qps = settings.server_target_qps = load.target_qps
-    if load.expected_latency_ns is not None:
-        settings.single_stream_expected_latency_ns = load.expected_latency_ns
-        settings.multi_stream_expected_latency_ns = load.expected_latency_ns
-    wanted = int(given.get("performance_sample_count_override", 0)) or MAX_PERFORMANCE_SAMPLES
-    settings.performance_sample_count_override = min(wanted, sample_count)
+    if plan.target_qps is not None:
+        settings.offline_expected_qps = settings.server_target_qps = plan.target_qps
+    if plan.expected_latency_ns is not None:
+        settings.single_stream_expected_latency_ns = plan.expected_latency_ns
+        settings.multi_stream_expected_latency_ns = plan.expected_latency_ns
+    count = int(given.get("performance_sample_count_override", 0)) or MAX_PERFORMANCE_SAMPLES
+    settings.performance_sample_count_override = min(count, sample_count)
     return settings
 
 
 def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> None:
-    """Hand answers to LoadGen, which copies what it wants before this returns. Arguments as `sut.Complete`."""
+    """Hand answers to LoadGen, which copies what it keeps before this returns. Arguments as `sut.Complete`."""
     start, (row_bytes, token_bytes, _) = logits.__array_interface__["data"][0], logits.strides
     answers = zip(ids, range(start, start + logits.nbytes, row_bytes), lengths, strict=True)
     mlperf_loadgen.QuerySamplesComplete(
@@ -74,8 +76,8 @@ def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> 
     )
 
 
-def run(
-    system: System,
+def run_test(
+    system: SystemUnderTest,
     library: SampleLibrary,
     timeline: Timeline,
     settings: mlperf_loadgen.TestSettings,
@@ -88,7 +90,7 @@ def run(
     Args:
       timeline: told of what is issued, and begun anew when LoadGen loads samples.
       audit_conf: LoadGen's last word on the settings, if given.
-      on_tick: called about five times a second while the run goes on.
+      on_tick: called about five times a second while the test goes on.
 
     Raises:
       WorkFailed: the backend failed. LoadGen's thread then waits for ever; end the process with `os._exit`.
@@ -108,7 +110,7 @@ def run(
 
 
 def _start_test(
-    system: System,
+    system: SystemUnderTest,
     library: SampleLibrary,
     timeline: Timeline,
     settings: mlperf_loadgen.TestSettings,

@@ -11,10 +11,10 @@ import dataclasses
 from collections.abc import Callable
 
 from bertjax.errors import WorkFailed
-from bertjax.mlperf import harness
+from bertjax.mlperf import session
 from bertjax.mlperf.conf import SHORT_SECONDS, read_user_conf, server_bound_seconds
-from bertjax.mlperf.harness import ServeSettings
 from bertjax.mlperf.result import Result
+from bertjax.mlperf.session import SessionSettings
 
 STEP = 0.02  # to which the rate is found, as a share of Offline's
 STEP_DOWN = 0.03  # by which the rate falls, as a share of itself, after a confirming run that failed
@@ -74,7 +74,7 @@ class Peak:
     bound_seconds: float  # of the 99th percentile
 
 
-def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None]) -> Peak:
+def server_peak(settings: SessionSettings, on_probe: Callable[[Probe, float], None]) -> Peak:
     """Find the highest VALID rate of a model. Streams and threads are measured once, in an Offline run.
 
     Args:
@@ -83,7 +83,7 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
       on_probe: told of each run, and of Offline's samples per second.
 
     Raises:
-      UserError, WorkFailed: as `harness.run` and `find_peak`.
+      UserError, WorkFailed: as `session.run` and `find_peak`.
     """
     conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
     bound = server_bound_seconds(conf)
@@ -93,14 +93,14 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
     begin = dataclasses.replace(
         settings, scenario="Offline", log_root=root / "offline", duration_seconds=short, target_qps=None
     )
-    offline = harness.run(begin)
+    offline = session.run(begin)
     layout, highest = offline.layout, offline.performance.samples_per_second
     base = dataclasses.replace(
         settings,
         scenario="Server",
         streams=layout.streams,
         threads=layout.threads,
-        compile_seconds=harness.compile_seconds(full),  # probes are to be as fast as the full run
+        compile_seconds=session.compile_seconds(full),  # probes are to be as fast as the full run
     )
 
     def probe(rate: float, confirming: bool) -> Probe:
@@ -108,7 +108,7 @@ def server_peak(settings: ServeSettings, on_probe: Callable[[Probe, float], None
         name = f"confirm-{number}" if confirming else f"probe-{number}"
         seconds = max(full if confirming else short, QUERIES / rate)
         run = dataclasses.replace(base, log_root=root / name, duration_seconds=seconds, target_qps=rate)
-        result = harness.run(run)
+        result = session.run(run)
         results.append(result)
         p99 = result.performance.latency_ns["99.00"] / 1e9
         found = Probe(rate=rate, p99_seconds=p99, valid=result.performance.valid, confirming=confirming)

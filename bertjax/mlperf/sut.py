@@ -20,7 +20,7 @@ from bertjax.mlperf.queues import Batch, BatchQueue
 Complete = Callable[[Sequence[int], np.ndarray, Sequence[int]], None]
 
 
-class System:
+class SystemUnderTest:
     """Runs samples in the issuing thread, or through a queue in one worker thread per stream of the backend.
 
     After a failure nothing is answered any more, so LoadGen would wait for ever: whoever runs it watches `failure`.

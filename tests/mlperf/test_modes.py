@@ -6,15 +6,15 @@ import json
 import pytest
 
 from bertjax.errors import UserError
-from bertjax.mlperf import harness
+from bertjax.mlperf import session
 from bertjax.mlperf.logs import read_detail_log
 from bertjax.mlperf.output import format_result
-from tests.mlperf.test_harness import settings_for
+from tests.mlperf.test_session import settings_for
 
 
 def test_a_submission_run_gives_accuracy_and_performance_of_one_run(run_dir, tmp_path):
-    result = harness.run(settings_for(run_dir, tmp_path, mode="SubmissionRun", scenario="SingleStream"))
-    alone = harness.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly", scenario="SingleStream"))
+    result = session.run(settings_for(run_dir, tmp_path, mode="SubmissionRun", scenario="SingleStream"))
+    alone = session.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly", scenario="SingleStream"))
     assert result.accuracy == alone.accuracy and alone.performance is None
     assert result.performance.queries > 1 and result.record().keys() == {"performance", "accuracy"}
     text = format_result(result)
@@ -34,7 +34,7 @@ def test_loadgens_own_search_finds_a_rate(run_dir, tmp_path):
     run = settings_for(
         run_dir, tmp_path, mode="FindPeakPerformance", scenario="Server", target_qps=400.0, duration_seconds=0.1
     )
-    result = harness.run(run)
+    result = session.run(run)
     found = f"{result.target_qps:.2f}" if result.target_qps else "none"
     assert result.target_qps is None or result.target_qps >= 400.0
     assert f"Highest rate that LoadGen found : {found}" in format_result(result) and "peak" in result.record()
@@ -43,7 +43,7 @@ def test_loadgens_own_search_finds_a_rate(run_dir, tmp_path):
 @pytest.mark.parametrize("scenario", ["Offline", "SingleStream", "MultiStream"])
 def test_loadgens_own_search_is_refused_where_it_does_nothing(run_dir, tmp_path, scenario):
     with pytest.raises(UserError, match="--mode FindPeakPerformance: LoadGen searches for a rate in Server only"):
-        harness.check(settings_for(run_dir, tmp_path, mode="FindPeakPerformance", scenario=scenario))
+        session.check(settings_for(run_dir, tmp_path, mode="FindPeakPerformance", scenario=scenario))
 
 
 def test_audit_conf_is_stronger_than_everything(run_dir, tmp_path):
@@ -53,7 +53,7 @@ def test_audit_conf_is_stronger_than_everything(run_dir, tmp_path):
         "*.*.mode = 2\n*.*.accuracy_log_rng_seed = 720381539243781796\n*.*.accuracy_log_sampling_target = 16\n"
         "*.*.min_duration = 300\n*.Offline.performance_sample_count_override = 20\n"
     )
-    result = harness.run(settings_for(run_dir, tmp_path / "logs", user_conf=user, audit_conf=audit))
+    result = session.run(settings_for(run_dir, tmp_path / "logs", user_conf=user, audit_conf=audit))
     logged, _ = read_detail_log(result.log_dir)
     assert logged["effective_performance_sample_count"] == 20
     assert logged["effective_min_duration_ms"] == 300 and result.duration_seconds == 0.3
@@ -76,9 +76,9 @@ def test_an_audit_conf_that_loadgen_would_pass_over_is_told(run_dir, tmp_path, l
     audit = tmp_path / "audit.conf"
     audit.write_text(line + "\n")
     with pytest.raises(UserError, match=told):
-        harness.check(settings_for(run_dir, tmp_path, audit_conf=audit))
+        session.check(settings_for(run_dir, tmp_path, audit_conf=audit))
 
 
 def test_an_audit_conf_that_is_not_there_is_told(run_dir, tmp_path):
     with pytest.raises(UserError, match="none.conf: not readable as text .*--audit-conf wants"):
-        harness.check(settings_for(run_dir, tmp_path, audit_conf=tmp_path / "none.conf"))
+        session.check(settings_for(run_dir, tmp_path, audit_conf=tmp_path / "none.conf"))

@@ -6,7 +6,7 @@ from bertjax.errors import WorkFailed
 from bertjax.mlperf import peak
 from bertjax.mlperf.output import draw_peak
 from bertjax.mlperf.peak import Probe, find_peak, server_peak
-from tests.mlperf.test_harness import settings_for
+from tests.mlperf.test_session import settings_for
 
 
 def server(short: float, full: float):

@@ -5,7 +5,7 @@ from bertjax.data.windows import WindowSettings
 from bertjax.engines.samples import SampleLibrary, read_dataset
 from bertjax.engines.timing.cost import BatchCost
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
-from bertjax.mlperf.sut import System
+from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.modeldir.config import BertConfig
 
 COST = BatchCost(batch=1e-3, token=1e-6, pair=0.0)
@@ -59,7 +59,7 @@ def test_every_sample_gets_its_own_answer_once(dataset, library, scenario):
             answers[sample] = row[:length]
 
     echo = Echo()
-    system = System(echo, library, complete, queues(library)[scenario], multiple=32)
+    system = SystemUnderTest(echo, library, complete, queues(library)[scenario], multiple=32)
     order = np.random.default_rng(0).permutation(len(dataset.windows))
     system.issue([1000 + int(index) for index in order], order.tolist())
     system.close()
@@ -78,7 +78,7 @@ def test_every_sample_gets_its_own_answer_once(dataset, library, scenario):
 def test_a_failure_is_kept_and_not_thrown_at_loadgen(dataset, library, scenario):
     backend = Echo()
     backend.poison = int(dataset.windows[3].input_ids[1])
-    system = System(backend, library, lambda *answer: None, queues(library)[scenario], multiple=8)
+    system = SystemUnderTest(backend, library, lambda *answer: None, queues(library)[scenario], multiple=8)
     system.issue(range(len(dataset.windows)), range(len(dataset.windows)))
     system.close()
     assert str(system.failure) == "poisoned"

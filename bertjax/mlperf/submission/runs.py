@@ -16,10 +16,10 @@ from bertjax.data.windows import WindowSettings
 from bertjax.engines.samples import read_dataset
 from bertjax.errors import UserError
 from bertjax.files import write_file_aside
-from bertjax.mlperf import harness
-from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf import session
 from bertjax.mlperf.logs import read_accuracy
 from bertjax.mlperf.result import Result
+from bertjax.mlperf.session import SessionSettings
 from bertjax.mlperf.submission.accuracy import sha256
 from bertjax.rundir import run_folder
 
@@ -39,7 +39,7 @@ class ScenarioRuns:
 
 
 def make_runs(
-    settings: ServeSettings, scenarios: Sequence[str], on_result: Callable[[Result], None]
+    settings: SessionSettings, scenarios: Sequence[str], on_result: Callable[[Result], None]
 ) -> list[ScenarioRuns]:
     """Run what has not been run under `settings.log_root`, performance and accuracy of each scenario.
 
@@ -47,7 +47,7 @@ def make_runs(
     contents, and the settings. `target_qps` is for Server alone. `on_result` is called after each run that is made.
 
     Raises:
-      UserError, WorkFailed: as `harness.run`; runs that have ended before are kept.
+      UserError, WorkFailed: as `session.run`; runs that have ended before are kept.
     """
     wanted = {
         (scenario, mode): dataclasses.replace(
@@ -57,7 +57,7 @@ def make_runs(
         for mode in MODES
     }
     for each in wanted.values():  # a misspelt last scenario is told before the first one runs
-        harness.check(each)
+        session.check(each)
     digests = _digests(settings)
     done = {key: _run_once(each, digests, on_result) for key, each in wanted.items()}
     return [
@@ -102,14 +102,16 @@ def collect_runs(
     ]
 
 
-def _run_once(settings: ServeSettings, digests: dict[str, str], on_result: Callable[[Result], None]) -> dict[str, Any]:
+def _run_once(
+    settings: SessionSettings, digests: dict[str, str], on_result: Callable[[Result], None]
+) -> dict[str, Any]:
     asked = {key: value for key, value in dataclasses.asdict(settings).items() if not isinstance(value, Path)} | digests
     mark = settings.log_dir / _MARK
     before = _read_mark(mark)
     if before.get("asked") == asked and before.get("valid"):
         return before["result"]
     mark.unlink(missing_ok=True)  # LoadGen is about to overwrite the logs
-    result = harness.run(settings)
+    result = session.run(settings)
     on_result(result)
     valid = result.performance is None or result.performance.valid
     content = {"asked": asked, "valid": valid, "result": result.record()}
@@ -136,7 +138,7 @@ def _read_mark(path: Path) -> dict[str, Any]:
         return {}
 
 
-def _digests(settings: ServeSettings) -> dict[str, str]:
+def _digests(settings: SessionSettings) -> dict[str, str]:
     """SHA-256 of the model's weights and config and of every file that the settings name."""
     files = {name: path for name, path in dataclasses.asdict(settings).items() if isinstance(path, Path)}
     files |= {name: settings.model / name for name in ("model.safetensors", "config.json")}

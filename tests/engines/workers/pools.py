@@ -9,7 +9,7 @@ import time
 import numpy as np
 
 from bertjax.mlperf.queues import PlannedQueue
-from bertjax.mlperf.sut import System
+from bertjax.mlperf.sut import SystemUnderTest
 
 
 class Echo:
@@ -69,7 +69,7 @@ def answers_while(pool, library, lose):
         for sample, row, length in zip(ids, logits, lengths, strict=True):
             found.setdefault(sample, []).append(row[:length])
 
-    system = System(pool, library, complete, PlannedQueue(library.lengths, tokens=256), multiple=8)
+    system = SystemUnderTest(pool, library, complete, PlannedQueue(library.lengths, tokens=256), multiple=8)
     count = len(library.lengths)
     system.issue(range(count), range(count))
     while len(found) < 5 and system.failure is None:

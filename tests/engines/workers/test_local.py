@@ -13,7 +13,8 @@ from bertjax.engines.samples import read_dataset
 from bertjax.engines.workers.local import open_local
 from bertjax.engines.workers.pool import RESTARTS
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf import session
+from bertjax.mlperf.session import SessionSettings
 from tests.engines.workers import pools
 
 if not os.path.isdir("/proc/self"):
@@ -81,21 +82,21 @@ def test_cores_are_shared_out():
 KILLING = """
 import os, pickle, signal, sys, threading, time
 from bertjax.engines.workers import local
-from bertjax.mlperf import session
+from bertjax.mlperf import prepare, session_process
 from tests.engines.workers import pools
 opened = []
 def open_local(*args, **rest):
     opened.append(local.open_local(*args, **rest))
     return opened[0]
-session.open_local = open_local
-started = pools.System.issue
+prepare.open_local = open_local
+started = pools.SystemUnderTest.issue
 def issue(self, ids, indices):
     started(self, ids, indices)
     victim = opened[0]._workers[1].pid
     threading.Timer(0.1, os.kill, (victim, signal.SIGKILL)).start()
     print("killed", victim, flush=True)
-pools.System.issue = issue
-session.serve(pickle.load(sys.stdin.buffer), pools.open_echo)
+pools.SystemUnderTest.issue = issue
+session_process.hold(*pickle.load(sys.stdin.buffer), pools.open_echo)
 print("pids", *[worker.pid for worker in opened[0]._workers.values()], flush=True)
 os._exit(0)
 """
@@ -103,7 +104,7 @@ os._exit(0)
 
 def test_loadgen_gets_every_answer_once_although_a_worker_is_killed(run_dir, tmp_path):
     """LoadGen's accuracy log has an entry for every completion: a second one would be there twice."""
-    settings = ServeSettings(
+    settings = SessionSettings(
         model=run_dir / "student-int8",
         data=run_dir / "eval.json",
         log_root=tmp_path,
@@ -113,10 +114,8 @@ def test_loadgen_gets_every_answer_once_although_a_worker_is_killed(run_dir, tmp
         workers=3,
         batch_tokens=256,
     )
-    settings.log_dir.mkdir(parents=True)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLING], input=pickle.dumps(settings), capture_output=True, timeout=60, check=True
-    )
+    content = pickle.dumps((settings, session.check(settings)))
+    done = subprocess.run([sys.executable, "-c", KILLING], input=content, capture_output=True, timeout=60, check=True)
     assert b"ended with signal 9; its batches are sent again" in done.stderr
     entries = json.loads((settings.log_dir / "mlperf_log_accuracy.json").read_text())
     dataset = read_dataset(settings.data, settings.model, settings.windows)

@@ -45,7 +45,7 @@ def test_a_missing_ray_is_named(monkeypatch):
 def echo_pool():
     pytest.importorskip("ray")
     patch = pytest.MonkeyPatch()
-    patch.setenv("PYTHONPATH", HERE)  # Ray's processes import the backends from here, as the harness's child has it
+    patch.setenv("PYTHONPATH", HERE)  # Ray's processes import the backends from here, as a session's process does
     pool = open_ray(pools.open_echo, LOCAL, 3, streams=3, threads=1)
     yield pool
     close_ray(pool)

@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from bertjax.engines.samples import read_dataset
-from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf.session import SessionSettings
 from bertjax.mlperf.submission import rules, runs, system, tree
 from bertjax.mlperf.submission.rules import Bounds
 from tests.mlperf.submission.places import SCENARIOS, WINDOWS
@@ -32,7 +32,7 @@ def model(run_dir, tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def settings(model, run_dir, tmp_path_factory):
-    return ServeSettings(
+    return SessionSettings(
         model=model,
         data=run_dir / "eval.json",
         scenario="Offline",

@@ -11,7 +11,7 @@ import pytest
 
 from bertjax.engines.samples import SampleLibrary, read_dataset
 from bertjax.errors import UserError
-from bertjax.mlperf import harness
+from bertjax.mlperf import session
 from bertjax.mlperf.conf import read_user_conf
 from bertjax.mlperf.logs import read_accuracy, read_detail_log
 from bertjax.mlperf.submission import measurements, runs
@@ -106,7 +106,7 @@ def test_finished_runs_are_kept_and_others_repeated(settings, made, monkeypatch)
         asked.append((one.scenario, one.mode))
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(harness, "run", run)
+    monkeypatch.setattr(session, "run", run)
     assert runs.make_runs(settings, SCENARIOS, print) == made
     assert not asked
     with pytest.raises(KeyboardInterrupt):  # another rate is another Server run, and no other Offline run
@@ -126,7 +126,7 @@ def test_the_user_conf_asks_for_the_same_run(good, made, settings, tmp_path):
     again = dataclasses.replace(
         settings, scenario="SingleStream", user_conf=path, duration_seconds=None, target_qps=None, log_root=tmp_path
     )
-    first, second = (read_detail_log(folder)[0] for folder in (made[2].performance, harness.run(again).log_dir))
+    first, second = (read_detail_log(folder)[0] for folder in (made[2].performance, session.run(again).log_dir))
     for key in ("effective_min_duration_ms", "effective_min_query_count", "effective_target_qps"):
         assert second[key] == pytest.approx(first[key], rel=1e-4)
 

@@ -16,11 +16,11 @@ from bertjax.data.windows import WindowSettings
 from bertjax.engines.choose import open_backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SampleLibrary, read_dataset
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import gates, harness
-from bertjax.mlperf.harness import ServeSettings
+from bertjax.mlperf import gates, session
 from bertjax.mlperf.logs import PERCENTILES, read_detail_log, read_logits, read_performance
 from bertjax.mlperf.output import format_result
 from bertjax.mlperf.result import record_result
+from bertjax.mlperf.session import SessionSettings
 from bertjax.modeldir.config import BertConfig
 
 WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
@@ -39,13 +39,13 @@ def settings_for(run_dir, log_root, **rest):
         "streams": 1,
         "threads": 1,
     }
-    return ServeSettings(**(defaults | rest))
+    return SessionSettings(**(defaults | rest))
 
 
 @pytest.mark.parametrize("scenario", ["Offline", "SingleStream", "Server", "MultiStream"])
 def test_each_scenario_gives_what_loadgen_logged(run_dir, tmp_path, scenario):
     rate = {"target_qps": 60.0} if scenario == "Server" else {}
-    result = harness.run(settings_for(run_dir, tmp_path, scenario=scenario, **rate))
+    result = session.run(settings_for(run_dir, tmp_path, scenario=scenario, **rate))
     found = result.performance
     logged, _ = read_detail_log(tmp_path / scenario / "PerformanceOnly")
     assert logged["effective_scenario"] == scenario and logged["effective_min_duration_ms"] == 500
@@ -67,7 +67,7 @@ def test_a_log_without_its_percentiles_is_told(tmp_path):
 
 
 def test_the_accuracy_log_holds_what_the_backend_gives(run_dir, tmp_path):
-    result = harness.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly", batch_tokens=512))
+    result = session.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly", batch_tokens=512))
     dataset = read_dataset(run_dir / "eval.json", run_dir / "student-int8", WINDOWS)
     logged_starts, logged_ends = read_logits(tmp_path / "Offline" / "AccuracyOnly", dataset)
     backend = open_backend("onnxruntime", run_dir / "student-int8", streams=1, threads=1, longest=128)
@@ -89,12 +89,12 @@ def test_accuracy_does_not_hang_on_the_scenario(run_dir, tmp_path, scenario):
     rate = {"target_qps": 200.0} if scenario == "Server" else {}
     run = settings_for(run_dir, tmp_path, scenario=scenario, mode="AccuracyOnly", **rate)
     offline = settings_for(run_dir, tmp_path, mode="AccuracyOnly")
-    assert harness.run(run).accuracy.f1 == pytest.approx(harness.run(offline).accuracy.f1, abs=3.0)
+    assert session.run(run).accuracy.f1 == pytest.approx(session.run(offline).accuracy.f1, abs=3.0)
 
 
 FAILING = """
 import os, sys, pickle
-from bertjax.mlperf import session
+from bertjax.mlperf import session_process
 from bertjax.errors import WorkFailed
 import numpy as np
 
@@ -107,7 +107,7 @@ class Failing:
         return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
 
 try:
-    session.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Failing())
+    session_process.hold(*pickle.load(sys.stdin.buffer), lambda *args, **rest: Failing())
 except WorkFailed as error:
     print(error)
 sys.stdout.flush()
@@ -117,9 +117,8 @@ os._exit(0)
 
 def serve_on_stand_in(program, run, *arguments):
     """Make a run on the backend that a program defines, in a process of its own; returns what it printed."""
-    run.log_dir.mkdir(parents=True)
-    command = [sys.executable, "-c", program, *arguments]
-    done = subprocess.run(command, input=pickle.dumps(run), capture_output=True, timeout=30, check=True)
+    command, content = [sys.executable, "-c", program, *arguments], pickle.dumps((run, session.check(run)))
+    done = subprocess.run(command, input=content, capture_output=True, timeout=30, check=True)
     return done.stdout.decode()
 
 
@@ -133,7 +132,7 @@ def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_pat
 
 SLOW = """
 import os, sys, pickle, time
-from bertjax.mlperf import session
+from bertjax.mlperf import session_process
 import numpy as np
 
 class Slow:
@@ -143,7 +142,7 @@ class Slow:
         time.sleep(1e-4 * ids.size)
         return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
 
-print(session.serve(pickle.load(sys.stdin.buffer), lambda *args, **rest: Slow()).layout)
+print(session_process.hold(*pickle.load(sys.stdin.buffer), lambda *args, **rest: Slow()).layout)
 sys.stdout.flush()
 os._exit(0)
 """
@@ -161,18 +160,18 @@ def test_servers_batches_take_no_more_than_a_third_of_the_bound(run_dir, tmp_pat
 def test_a_serving_process_that_dies_is_told(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(WorkFailed, match="ended with exit code 1"):
-        harness.run(settings_for(run_dir, tmp_path))
+        session.run(settings_for(run_dir, tmp_path))
 
 
 def test_user_conf_is_obeyed_and_flags_are_stronger(run_dir, tmp_path):
     path = tmp_path / "user.conf"
     path.write_text("bert.Server.target_qps = 50\nbert.Server.min_duration = 700\n*.Server.min_query_count = 20\n")
     run = settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, duration_seconds=None)
-    result = harness.run(run)
+    result = session.run(run)
     logged, _ = read_detail_log(result.log_dir)
     assert (result.target_qps, result.duration_seconds) == (50.0, 0.7)
     assert logged["effective_min_query_count"] == 20
-    result = harness.run(settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, target_qps=80.0))
+    result = session.run(settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, target_qps=80.0))
     assert (result.target_qps, result.duration_seconds) == (80.0, 0.5)
 
 
@@ -188,13 +187,13 @@ def test_user_conf_is_obeyed_and_flags_are_stronger(run_dir, tmp_path):
 )
 def test_wrong_settings_are_told_before_anything_runs(run_dir, tmp_path, change, told):
     with pytest.raises(UserError, match=told):
-        harness.check(settings_for(run_dir, tmp_path, **change))
+        session.check(settings_for(run_dir, tmp_path, **change))
 
 
 def test_a_log_folder_that_cannot_be_written_is_told(run_dir, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be written"):
-        harness.check(settings_for(run_dir, tmp_path / "file"))
+        session.check(settings_for(run_dir, tmp_path / "file"))
 
 
 def test_results_and_gates_of_a_run_directory(run_dir, tmp_path):
@@ -202,7 +201,7 @@ def test_results_and_gates_of_a_run_directory(run_dir, tmp_path):
     assert rundir.default_data(model) == run_dir / "eval.json"
     assert rundir.window_settings(model, max_query=16) == WindowSettings(max_seq=128, doc_stride=64, max_query=16)
     assert gates.reference_f1(model, 45)[0] == 90.0
-    result = harness.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly"))
+    result = session.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly"))
     assert record_result(model, result) == run_dir / "metrics.json"
     written = json.loads((run_dir / "metrics.json").read_text())
     assert written["seed"] == 7  # nothing else is lost
