@@ -22,7 +22,7 @@ from bertjax import programs, rundir
 from bertjax.data.dataset import load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.display import text_table
-from bertjax.engines.timing.shapes import Load, time_shapes
+from bertjax.engines.timing.shapes import Workload, time_shapes
 from bertjax.errors import UserError
 from bertjax.model.bert import Model, as_params
 from bertjax.model.inference import Evaluator
@@ -75,7 +75,7 @@ def measure(config: BertConfig, plans: dict[str, Plan], table: LatencyTable, sec
     quantization = Quantization.calibrated(about["quantize_also"], calibrator="max", calibration_examples=0)
     shapes = [config, *(plan.config(config) for plan in plans.values())]
     shapes = [probe(config, quantization, [(layer.heads, layer.ffn) for layer in shape.layers]) for shape in shapes]
-    load = Load(**{field.name: about[field.name] for field in dataclasses.fields(Load)})
+    load = Workload(**{field.name: about[field.name] for field in dataclasses.fields(Workload)})
     found, _ = time_shapes(shapes, load, backend=about["backend"], rounds=15, seconds=seconds)
     return found[0] / found[1:]
 

@@ -53,7 +53,7 @@ def open_rows(model: Path, data: Path, multiples: list[int], windows: int) -> li
         for multiple in multiples
     ]
     for row in tqdm.tqdm(rows, desc=f"compile {model.name}", unit="row", leave=False, disable=None):
-        row.passes.fix_shapes().warm_up()
+        row.passes.compile_shapes().warm_up()
     return rows
 
 

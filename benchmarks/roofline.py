@@ -111,7 +111,7 @@ def offline(backend: OpenVINOBackend, model: Path, data: Path, count: int) -> Pa
     chosen = draw_windows(dataset.lengths, count=count, tokens=2 * backend.batch_tokens)
     library.load(chosen.tolist())
     passes = offline_passes(backend, library, chosen, tokens=backend.batch_tokens, repeats=REPEATS)
-    passes.fix_shapes().warm_up()
+    passes.compile_shapes().warm_up()
     return passes
 
 
@@ -119,7 +119,7 @@ def share_out(passes: Passes, backend: OpenVINOBackend, rounds: int) -> dict[tup
     """Which share of the time goes into each type and kernel of steps; `backend` keeps times and has one stream."""
     seconds: collections.Counter = collections.Counter()
     alone = dataclasses.replace(passes, backend=backend)
-    alone.fix_shapes().warm_up()
+    alone.compile_shapes().warm_up()
     for _ in tqdm.trange(rounds, desc="counters", unit="round", leave=False, disable=None):
         for plan in alone.plans:
             alone.run(plan)

@@ -147,7 +147,7 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
     steps.append(step("pruning", engine, models.student, apart))
     if engine == "openvino":
         last = step("a model for each shape", engine, models.student, apart)
-        last.passes.fix_shapes()
+        last.passes.compile_shapes()
         steps.append(last)
     return steps
 
@@ -163,7 +163,7 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list
             found = single_passes(backend, library, queries, multiple=single_multiple(backend))
         else:
             found = offline_passes(backend, library, chosen, tokens=TOKENS, repeats=REPEATS)
-        found.fix_shapes().warm_up()
+        found.compile_shapes().warm_up()
         return found
 
     def both(streams: int, threads: int, *, single: bool) -> tuple[Passes, Passes]:

@@ -23,7 +23,7 @@ from bertjax import programs
 from bertjax.display import text_table
 from bertjax.engines.openvino import OpenVINOBackend
 from bertjax.engines.timing.compare import interleaved, steady_medians
-from bertjax.engines.timing.shapes import Load, timer
+from bertjax.engines.timing.shapes import Workload, timer
 from bertjax.modeldir.config import BertConfig, Quantization
 from bertjax.modeldir.untrained import random_model
 from bertjax.onnx.dense import with_signed_activations
@@ -51,7 +51,7 @@ def open_form(config: BertConfig, form: str, shape: tuple[int, int]) -> OpenVINO
         path = Path(folder) / "model.onnx"
         path.write_bytes(in_form(emit(random_model(config), CPU), form))
         backend = OpenVINOBackend(path, config, streams=1, threads=1)
-        backend.fix(shape, 0)
+        backend.compile_shapes([shape])
     return backend
 
 
@@ -82,7 +82,10 @@ def main() -> None:
             quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
             quantized = dataclasses.replace(config, quantization=quantization)
             for shape in options.batch:
-                load, feed = Load(batch=shape[0], seq=shape[1], streams=1, threads=1), (np.ones(shape, np.int64),) * 3
+                load, feed = (
+                    Workload(batch=shape[0], seq=shape[1], streams=1, threads=1),
+                    (np.ones(shape, np.int64),) * 3,
+                )
                 runs += [timer(pool, load, open_form(quantized, form, shape), feed) for form in FORMS]
                 names.append([str(model), placement, "{} x {}".format(*shape)])
     found = steady_medians(interleaved(runs, rounds=15, seconds=options.seconds)).reshape(-1, len(FORMS))

@@ -18,7 +18,7 @@ from typing import Any
 
 from bertjax import machine, programs
 from bertjax.display import text_table
-from bertjax.engines.timing.shapes import Load, time_shapes
+from bertjax.engines.timing.shapes import Workload, time_shapes
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig, Quantization
 from bertjax.pruning import latency
@@ -59,7 +59,7 @@ def main() -> None:
         raise UserError(f"--seq {seq}: {options.model} has {config.max_position_embeddings} positions")
     streams = options.streams or machine.cores()
     threads = options.threads or max(1, machine.cores() // streams)
-    load = Load(batch=options.batch or max(1, BATCH_TOKENS // seq), seq=seq, streams=streams, threads=threads)
+    load = Workload(batch=options.batch or max(1, BATCH_TOKENS // seq), seq=seq, streams=streams, threads=threads)
     also = options.quantize_also
     quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
     probes = latency.probe_shapes(config, quantization, group=options.ffn_group, widths=options.widths)

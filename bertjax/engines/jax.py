@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax.engines.backend import Logits, require
+from bertjax.engines.backend import Backend, Logits, require
 from bertjax.modeldir.config import BertConfig
 
 LENGTH_STEP = 64  # XLA compiles anew for every shape, so few shapes are let through
 
 
-class JaxBackend:
+class JaxBackend(Backend):
     """The model compiled ahead for a few lengths, each for one row and for a full batch. See `backend.Backend`."""
 
     name = "jax"

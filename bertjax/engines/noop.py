@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bertjax.engines.backend import Logits
+from bertjax.engines.backend import Backend, Logits
 
 
-class NoopBackend:
+class NoopBackend(Backend):
     """Answers at once with zeros. See `backend.Backend`."""
 
     name = "noop"

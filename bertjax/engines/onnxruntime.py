@@ -11,16 +11,17 @@ import numpy as np
 import onnx
 
 from bertjax import machine
-from bertjax.engines.backend import Logits, require
+from bertjax.engines.backend import Backend, Logits, require
 from bertjax.errors import UserError
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
 
 
-class OnnxRuntimeBackend:
+class OnnxRuntimeBackend(Backend):
     """One session; concurrent calls share it. See `backend.Backend`."""
 
     name = "onnxruntime"
     batch_tokens = 1024
+    shares_cores = True
     integer_kernels = re.compile(r"MatMulInteger(ToFloat)?|QLinearMatMul|QGemm")
 
     def __init__(self, graph: Path, config: BertConfig, *, streams: int, threads: int):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import hashlib
 import json
 import queue
@@ -11,6 +12,7 @@ import shutil
 import sys
 import tempfile
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 
 from bertjax import machine
-from bertjax.engines.backend import Logits, require
+from bertjax.engines.backend import Backend, Logits, Shape, require
 from bertjax.errors import UserError
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.onnx.dense import with_signed_activations
@@ -66,11 +68,13 @@ class _OneShape:
         return self._outputs
 
 
-class OpenVINOBackend:
+class OpenVINOBackend(Backend):
     """One compiled model with an inference request per stream. See `backend.Backend`."""
 
     name = "openvino"
     batch_tokens = 1024
+    shares_cores = True
+    compiles_shapes = True
     # "undef" is a kernel not chosen yet, "ref" one that multiplies in plain loops; I8 has unsigned inputs, i8 signed.
     integer_kernels = re.compile(r"(?!undef|ref).*_[Ii]8")
     # The types of steps that dense layers become, the second with signed integers as input.
@@ -136,7 +140,7 @@ class OpenVINOBackend:
         self._free: queue.SimpleQueue[int] = queue.SimpleQueue()  # streams
         for stream in range(streams):
             self._free.put(stream)
-        self._fixed: dict[tuple[int, ...], _OneShape] = {}  # by (stream, batch, seq)
+        self._fixed: dict[tuple[int, int, int], _OneShape] = {}  # by (stream, batch, seq)
         self._last: Any = None  # the request that ended last
         self._model: Any = changed  # or as read, once a shape is fixed
         self._reading = threading.Lock()
@@ -149,7 +153,8 @@ class OpenVINOBackend:
         feed = (input_ids, attention_mask, token_type_ids)
         stream = self._free.get()
         try:
-            fixed = self._fixed.get((stream, *input_ids.shape))
+            rows, length = input_ids.shape
+            fixed = self._fixed.get((stream, rows, length))
             if fixed is None:
                 self._last = request = self._requests[stream]
                 results = request.infer(dict(zip(INPUTS, feed, strict=True)), share_inputs=True)
@@ -161,22 +166,26 @@ class OpenVINOBackend:
         finally:
             self._free.put(stream)
 
-    def fix(self, shape: tuple[int, int], stream: int) -> None:
-        """Compile the model once more for one stream and batches of just this shape, `(batch, seq)`.
+    def compile_shapes(self, shapes: Sequence[Shape]) -> None:
+        """Compile the model once more for batches of just each of these shapes, on every stream.
 
         With open sizes OpenVINO plans every step of every batch anew, which takes a tenth or more of a batch of 1,024
-        tokens and a third of a single window. Costs a core some tenths of a second, and memory of about the size of the
-        encoder's weights. Several threads may compile at once.
+        tokens and a third of a single window. Each model costs a core some tenths of a second, and memory of about the
+        size of the encoder's weights.
         """
-        if (stream, *shape) in self._fixed:
-            return
+        keys = [(stream, *shape) for shape in shapes for stream in range(self.streams)]
+        with concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool:  # compiling a model keeps one core busy
+            list(pool.map(self._compile_shape, [key for key in keys if key not in self._fixed]))
+
+    def _compile_shape(self, key: tuple[int, int, int]) -> None:
+        stream, *shape = key
         with self._reading:
             if self._model is None:
                 self._model = self._core.read_model(str(self._graph))
         model = self._model.clone()  # shares the weights
-        model.reshape({name: list(shape) for name in INPUTS})
+        model.reshape({name: shape for name in INPUTS})
         compiled = self._core.compile_model(model, "CPU", self._fixed_settings)
-        self._fixed[stream, *shape] = _OneShape(compiled.create_infer_request())
+        self._fixed[key] = _OneShape(compiled.create_infer_request())
 
     def step_seconds(self) -> dict[tuple[str, str], float]:
         """Seconds by the clock of the last batch, by the steps' type and kernel; needs `profile`."""

@@ -11,16 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from bertjax.engines.backend import Logits, require
+from bertjax.engines.backend import Backend, Logits, Shape, require
 from bertjax.engines.cuda import CudaStream
 from bertjax.errors import UserError, WorkFailed
 from bertjax.machine import find_gpu
 from bertjax.modeldir.config import INPUTS, OUTPUTS
 from bertjax.onnx.export import source_digest
 from bertjax.tensorrt.record import LIBRARIES, read_record
-
-Shape = tuple[int, int]  # sequences, tokens
-
 
 MOST_STREAMS = 2  # copies and padding of one batch run beside the kernels of another; the GPU is filled by the batch
 GRAPH_ROWS = 1  # batches of so many rows run as CUDA graphs: their kernels are shorter than their launches
@@ -37,14 +34,14 @@ class Profile:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Graph:
-    """A run of one shape, and the context that it was captured from, which nobody else may use."""
+class CapturedRun:
+    """A run of one shape as a CUDA graph, and the context that it was captured from, which nobody else may use."""
 
     executable: Any  # cudaGraphExec_t
     context: Any  # IExecutionContext
 
 
-class TensorRTBackend:
+class TensorRTBackend(Backend):
     """An engine with streams that share nothing but its weights. See `backend.Backend`.
 
     A batch runs in the profile that pads it least, one larger than every profile in several parts.
@@ -129,7 +126,7 @@ class EngineStream:
         dtypes = {name: np.dtype(trt.nptype(engine.get_tensor_dtype(name))) for name in INPUTS + OUTPUTS}
         self._buffers = {name: stream.allocate(count, dtype) for name, dtype in dtypes.items()}
         self._contexts = [self._open_context(profile) for profile in profiles]
-        self._graphs: dict[tuple[int, Shape], Graph | None] = {}  # by profile; None: not to be had, never tried again
+        self._graphs: dict[tuple[int, Shape], CapturedRun | None] = {}  # by profile; None: refused
 
     def run(self, profile: Profile, arrays: Sequence[np.ndarray]) -> list[np.ndarray]:
         """One batch within a profile, arrays [rows, length]; returns start and end logits float32 [rows, length].
@@ -161,7 +158,7 @@ class EngineStream:
         self._enqueue(context, shape)
         self._stream.synchronize()
 
-    def _capture(self, profile: Profile, shape: Shape) -> Graph | None:
+    def _capture(self, profile: Profile, shape: Shape) -> CapturedRun | None:
         """None where there is no memory for another context, or a capture is refused."""
         try:
             context = self._open_context(profile)
@@ -169,7 +166,7 @@ class EngineStream:
         except WorkFailed:
             return None
         executable = self._stream.capture(lambda: self._enqueue(context, shape))
-        return None if executable is None else Graph(executable=executable, context=context)
+        return None if executable is None else CapturedRun(executable=executable, context=context)
 
     def _enqueue(self, context: Any, shape: Shape) -> None:
         count = shape[0] * shape[1]

@@ -114,7 +114,7 @@ def plan_test(
         budget = compile_seconds(whole) if settings.compile_seconds is None else settings.compile_seconds
         rows, multiple = ROWS[settings.scenario], _length_multiple(settings.scenario, backend)
         plans = warmup.shapes_to_come(library, rows=rows, tokens=tokens, multiple=multiple)
-        left = warmup.fix_shapes(backend, library, plans, seconds=budget)
+        left = warmup.compile_shapes(backend, library, plans, seconds=budget)
         if settings.scenario in WARM:
             warmup.warm_up(backend, library, left)
     if settings.scenario == "SingleStream" and latency_missing:

@@ -95,10 +95,11 @@ def test_accuracy_does_not_hang_on_the_scenario(run_dir, tmp_path, scenario):
 FAILING = """
 import os, sys, pickle
 from bertjax.mlperf import session_process
+from bertjax.engines.backend import Backend
 from bertjax.errors import WorkFailed
 import numpy as np
 
-class Failing:
+class Failing(Backend):
     name = description = "failing"
     streams, batch_tokens = 1, 512
     def infer(self, ids, mask, types):
@@ -132,12 +133,13 @@ def test_a_backend_that_fails_in_mid_run_ends_it_with_the_cause(run_dir, tmp_pat
 
 SLOW = """
 import os, sys, pickle, time
+from bertjax.engines.backend import Backend
 from bertjax.mlperf import session_process
 import numpy as np
 
-class Slow:
-    name = description = "onnxruntime"
-    streams, batch_tokens = 1, 1024
+class Slow(Backend):
+    name = description = "slow"
+    streams, batch_tokens, shares_cores = 1, 1024, True
     def infer(self, ids, mask, types):
         time.sleep(1e-4 * ids.size)
         return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from bertjax.data.windows import WindowSettings
+from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary, read_dataset
 from bertjax.engines.timing.cost import BatchCost
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
@@ -11,7 +12,7 @@ from bertjax.modeldir.config import BertConfig
 COST = BatchCost(batch=1e-3, token=1e-6, pair=0.0)
 
 
-class Echo:
+class Echo(Backend):
     """Answers each token with its own id, and minus its type, so that every answer can be told."""
 
     name = description = "echo"

@@ -14,7 +14,7 @@ import tqdm
 from bertjax import machine
 from bertjax.data.batching import BatchPlan, padded_lengths, plan_inference
 from bertjax.data.windows import WindowSettings
-from bertjax.engines.backend import Backend, ShapeCompiler
+from bertjax.engines.backend import Backend
 from bertjax.engines.choose import open_backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SampleLibrary, open_library
 from bertjax.engines.timing import measure, warmup
@@ -69,12 +69,9 @@ class Passes:
         """A batch of every shape."""
         return list({(len(plan.rows), plan.length): plan for plan in self.plans}.values())
 
-    def fix_shapes(self) -> Passes:
-        """On OpenVINO, give every shape of the batches a compiled model on every stream; returns itself."""
-        if isinstance(self.backend, ShapeCompiler):
-            for plan in self.shapes:
-                for stream in range(self.backend.streams):
-                    self.backend.fix((len(plan.rows), plan.length), stream)
+    def compile_shapes(self) -> Passes:
+        """Compile a model for every shape of the batches, where the backend can; returns itself."""
+        self.backend.compile_shapes([(len(plan.rows), plan.length) for plan in self.shapes])
         return self
 
     def warm_up(self) -> None:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from bertjax.engines.backend import CPU_ENGINES, Backend
+from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary
 from bertjax.engines.timing import measure
 
@@ -72,7 +72,7 @@ def choose_layout(
     """
     first = open_with(*shares[0])
     counts = (batch_tokens,) if batch_tokens else tuple(round(share * first.batch_tokens) for share in batch_shares)
-    if first.name not in CPU_ENGINES:  # it takes what fits its device
+    if not first.shares_cores:
         return first, Layout(streams=first.streams, threads=None, batch_tokens=counts[0], tried={})
     opened = {shares[0]: first} | {share: open_with(*share) for share in shares[1:]}
     tried: dict[str, float] = {}

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax.engines.backend import Backend, ShapeCompiler
+from bertjax.engines.backend import Backend
 from bertjax.engines.choose import open_backend
 from bertjax.engines.timing.compare import interleaved, steady_medians
 from bertjax.modeldir import store
@@ -39,7 +39,7 @@ def cut_bert_large() -> BertConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Load:
+class Workload:
     """The batches that are timed: `streams` at once, each of `batch` full windows of `seq` tokens."""
 
     batch: int
@@ -54,7 +54,7 @@ class Load:
 
 
 def time_shapes(
-    configs: Sequence[BertConfig], load: Load, *, backend: str, rounds: int, seconds: float
+    configs: Sequence[BertConfig], load: Workload, *, backend: str, rounds: int, seconds: float
 ) -> tuple[np.ndarray, Backend]:
     """Seconds of a batch for each config, float64 [configs], all in turn in every round, and one of the backends.
 
@@ -79,7 +79,7 @@ def time_shapes(
 
 
 def timer(
-    pool: concurrent.futures.Executor, load: Load, model: Backend, feed: tuple[np.ndarray, ...]
+    pool: concurrent.futures.Executor, load: Workload, model: Backend, feed: tuple[np.ndarray, ...]
 ) -> Callable[[], float]:
     """What gives the seconds of one of `load`'s batches, on all streams, by `load.clock`.
 
@@ -103,12 +103,10 @@ def timer(
     return run
 
 
-def _open_random(config: BertConfig, load: Load, backend: str) -> Backend:
+def _open_random(config: BertConfig, load: Workload, backend: str) -> Backend:
     with tempfile.TemporaryDirectory() as folder:
         directory = Path(folder) / "model"
         store.save(directory, random_model(config), tokenizer_from=directory)
         model = open_backend(backend, directory, streams=load.streams, threads=load.threads, longest=load.seq)
-        if isinstance(model, ShapeCompiler):  # compiled for the shape, as Offline, Server and SingleStream have it
-            for stream in range(load.streams):
-                model.fix((load.batch, load.seq), stream)
+        model.compile_shapes([(load.batch, load.seq)])  # as Offline, Server and SingleStream have it
         return model

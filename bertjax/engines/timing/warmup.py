@@ -12,15 +12,15 @@ import tqdm
 
 from bertjax import machine
 from bertjax.data.batching import BatchPlan, padded_lengths
-from bertjax.engines.backend import Backend, ShapeCompiler
+from bertjax.engines.backend import Backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SINGLE_MULTIPLE, SampleLibrary
 
-FIXED_BYTES, FIXED_SHARE = 8e9, 0.25  # of memory for models of one shape each, and as a share of the machine's
+COMPILED_BYTES, COMPILED_SHARE = 8e9, 0.25  # of memory for models of one shape each, and as a share of the machine's
 
 
 def single_multiple(backend: Backend) -> int:
-    """What SingleStream pads windows to."""
-    return SINGLE_MULTIPLE if isinstance(backend, ShapeCompiler) else LENGTH_MULTIPLE
+    """SingleStream pads windows to multiples of this."""
+    return SINGLE_MULTIPLE if backend.compiles_shapes else LENGTH_MULTIPLE
 
 
 def shapes_to_come(
@@ -52,13 +52,13 @@ def warm_up(backend: Backend, library: SampleLibrary, plans: Sequence[BatchPlan]
     meet(backend, library, tqdm.tqdm(plans, desc="warm-up", unit="shape", leave=False, disable=None))
 
 
-def fix_shapes(
+def compile_shapes(
     backend: Backend, library: SampleLibrary, plans: Sequence[BatchPlan], *, seconds: float
 ) -> Sequence[BatchPlan]:
     """Give shapes a compiled model each, the first ones first, and run it once on every stream.
 
-    Only OpenVINO gains from it; nothing happens on another backend. The models take about FIXED_BYTES at most, or
-    FIXED_SHARE of the machine's memory where that is less.
+    Only OpenVINO gains from it; nothing happens on another backend. The models take about COMPILED_BYTES at most, or
+    COMPILED_SHARE of the machine's memory where that is less.
 
     Args:
       seconds: none is begun after so long.
@@ -66,20 +66,16 @@ def fix_shapes(
     Returns:
       The plans whose shapes got none.
     """
-    if not isinstance(backend, ShapeCompiler):
+    if not backend.compiles_shapes:
         return plans
-    together, memory = 4 * machine.cores(), min(FIXED_BYTES, FIXED_SHARE * machine.describe()["memory_bytes"])
-    before, begin, done = machine.resident_bytes() or 0, time.monotonic(), 0
-    with (
-        concurrent.futures.ThreadPoolExecutor(machine.cores()) as pool,  # compiling a model keeps one core busy
-        tqdm.tqdm(total=len(plans), desc="compile", unit="shape", leave=False, disable=None) as bar,
-    ):
+    together, memory = 4 * machine.cores(), min(COMPILED_BYTES, COMPILED_SHARE * machine.describe()["memory_bytes"])
+    before, begin, done = backend.resident_bytes(), time.monotonic(), 0
+    with tqdm.tqdm(total=len(plans), desc="compile", unit="shape", leave=False, disable=None) as bar:
         while done < len(plans) and time.monotonic() - begin <= seconds:
-            if (machine.resident_bytes() or 0) - before > memory:
+            if backend.resident_bytes() - before > memory:
                 break
             some = plans[done : done + together]
-            shapes = [((len(plan.rows), plan.length), stream) for plan in some for stream in range(backend.streams)]
-            list(pool.map(backend.fix, *zip(*shapes, strict=True)))
+            backend.compile_shapes([(len(plan.rows), plan.length) for plan in some])
             meet(backend, library, some)
             done += len(some)
             bar.update(len(some))

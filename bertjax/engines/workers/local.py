@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import multiprocessing
 import os
 import pickle
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
-
-import numpy as np
+from typing import Any
 
 from bertjax import machine
-from bertjax.engines.backend import Backend, Logits
+from bertjax.engines.backend import Backend, Logits, Shape
 from bertjax.engines.workers import processes
-from bertjax.engines.workers.pool import About, WorkerLost, WorkerPool
+from bertjax.engines.workers.exchange import Exchange
+from bertjax.engines.workers.pool import START_SECONDS, About, Feed, WorkerLost, WorkerPool
 from bertjax.errors import UserError, WorkFailed
 
 
@@ -36,7 +37,7 @@ def open_local(open_with: Callable[..., Backend], count: int, *, streams: int, t
 
 
 class LocalWorker:
-    """A process with a pipe for each stream. See `pool.Worker`."""
+    """A process with a pipe and an exchange for each stream, and a pipe for all else. See `pool.Worker`."""
 
     about: About
 
@@ -47,38 +48,67 @@ class LocalWorker:
           WorkerLost: it ended before that.
           UserError, WorkFailed: its backend did not open.
         """
-        pairs = [multiprocessing.Pipe() for _ in range(streams)]
-        theirs = [theirs.fileno() for _, theirs in pairs]
-        self._pipes = [ours for ours, _ in pairs]
-        content = (open_with, streams, threads, cores)
-        self._process = processes.start("bertjax.engines.workers.local", content, theirs)
+        pairs = [multiprocessing.Pipe() for _ in range(1 + streams)]
+        self._control, *self._pipes = [ours for ours, _ in pairs]
+        self._controlling = threading.Lock()
+        self._exchanges = [Exchange() for _ in range(streams)]
+        ends = [theirs.fileno() for _, theirs in pairs]
+        exchanges = [exchange.descriptor for exchange in self._exchanges]
+        task = _Task(
+            open_with=open_with,
+            streams=streams,
+            threads=threads,
+            cores=cores,
+            control=ends[0],
+            pipes=ends[1:],
+            exchanges=exchanges,
+        )
+        self._process = processes.start("bertjax.engines.workers.local", task, ends + exchanges)
+        self.pid = self._process.pid
         for _, end in pairs:
             end.close()
         try:
-            self.about = self._answer(self._pipes[0])
+            self.about = self._answer(self._control, START_SECONDS)
         except BaseException:
             self.close()
             raise
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
+    def infer(self, stream: int, batch: Feed, seconds: float) -> Logits:
+        rows, length = batch[0].shape
+        inputs, logits = self._exchanges[stream].views(rows, length)
+        for mine, given in zip(inputs, batch, strict=True):
+            mine[:] = given
+        self._send(self._pipes[stream], (rows, length))
+        self._answer(self._pipes[stream], seconds)
+        return logits[0].copy(), logits[1].copy()
 
-    def infer(self, stream: int, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Logits:
-        pipe = self._pipes[stream]
-        try:
-            pipe.send(batch)
-        except OSError:
-            raise self._lost() from None
-        return self._answer(pipe)
+    def compile_shapes(self, shapes: Sequence[Shape]) -> None:
+        self._call("compile_shapes", shapes)
+
+    def resident_bytes(self) -> int:
+        return self._call("resident_bytes")
 
     def close(self) -> None:
         self._process.kill()
         self._process.wait()
         processes.close_stdin(self._process)
 
-    def _answer(self, pipe: Connection) -> object:
+    def _call(self, method: str, *arguments: object) -> Any:
+        with self._controlling:
+            self._send(self._control, (method, arguments))
+            return self._answer(self._control, None)
+
+    def _send(self, pipe: Connection, message: object) -> None:
         try:
+            pipe.send(message)
+        except OSError:
+            raise self._lost() from None
+
+    def _answer(self, pipe: Connection, seconds: float | None) -> Any:
+        try:
+            if not pipe.poll(seconds):
+                self._process.kill()
+                raise WorkerLost(f"(process {self.pid}) did not answer within {seconds:.0f} s and was ended")
             answer = pipe.recv()
         except (EOFError, OSError):
             raise self._lost() from None
@@ -92,30 +122,54 @@ class LocalWorker:
         return WorkerLost(f"(process {self.pid}) ended with {how}")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Task:
+    """What a worker is started with; pipes and exchanges as file descriptors, those of the streams in their order."""
+
+    open_with: Callable[..., Backend]
+    streams: int
+    threads: int
+    cores: set[int]
+    control: int
+    pipes: list[int]
+    exchanges: list[int]
+
+
 def main() -> None:
-    """Be a worker: what to open in on stdin, then batches in and answers out on a pipe for each stream."""
-    open_with, streams, threads, cores = pickle.load(sys.stdin.buffer)
+    """Be a worker: its task comes on stdin, then batches and calls on their pipes."""
+    task: _Task = pickle.load(sys.stdin.buffer)
     threading.Thread(target=processes.end_with_parent, daemon=True).start()
     if hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, cores)  # before the engine looks how many there are
-    first, *rest = (Connection(int(number)) for number in sys.argv[1:])
+        os.sched_setaffinity(0, task.cores)  # before the engine looks how many there are
+    control = Connection(task.control)
     try:
-        backend = open_with(streams=streams, threads=threads)
+        backend = task.open_with(streams=task.streams, threads=task.threads)
     except Exception as error:
-        first.send(_sendable(error))
+        control.send(_sendable(error))
         return
-    first.send(About.of(backend, streams))
-    for pipe in rest:
-        threading.Thread(target=_serve, args=(backend, pipe), daemon=True).start()
-    _serve(backend, first)
+    control.send(About.of(backend, task.streams))
+    for pipe, exchange in zip(task.pipes, task.exchanges, strict=True):
+        threading.Thread(
+            target=_serve_stream, args=(backend, Connection(pipe), Exchange(exchange)), daemon=True
+        ).start()
+    _serve(control, lambda message: getattr(backend, message[0])(*message[1]))
 
 
-def _serve(backend: Backend, pipe: Connection) -> None:
-    with contextlib.suppress(EOFError, OSError):  # the other end is gone
+def _serve_stream(backend: Backend, pipe: Connection, exchange: Exchange) -> None:
+    def infer(shape: Shape) -> None:
+        inputs, logits = exchange.views(*shape)
+        logits[0], logits[1] = backend.infer(*inputs)
+
+    _serve(pipe, infer)
+
+
+def _serve(pipe: Connection, work: Callable[[Any], object]) -> None:
+    """Answer each message with what `work` makes of it, or the error that it raises, until the other end is gone."""
+    with contextlib.suppress(EOFError, OSError):
         while True:
-            batch = pipe.recv()
+            message = pipe.recv()
             try:
-                answer: object = backend.infer(*batch)
+                answer = work(message)
             except Exception as error:
                 answer = _sendable(error)
             pipe.send(answer)

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
+import platform
 import queue
 import sys
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from bertjax.engines.backend import Backend, Logits
+from bertjax.engines.backend import Backend, Logits, Shape
 from bertjax.errors import WorkFailed
 
-ATTEMPTS = 3  # workers that may die on one batch before the batch is what is wrong
-RESTARTS = 3  # of each worker on average before it is the machine or the engine that is wrong
+Feed = tuple[np.ndarray, np.ndarray, np.ndarray]  # the arguments of `Backend.infer`
+
+ATTEMPTS = 3  # workers that may be lost on one batch before the batch is what is wrong
+RESTARTS = 3  # of each worker before it is the machine or the engine that is wrong
+START_SECONDS = 600.0  # to find a place and open a backend, which may have to compile
+FIRST_SECONDS = 300.0  # that a call may take while no call has been measured
+LEAST_SECONDS = 5.0  # that a call may take at least
+PATIENCE = 20.0  # times its usual seconds that a call may take
 
 
 class WorkerLost(Exception):
@@ -25,12 +34,15 @@ class WorkerLost(Exception):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class About:
-    """A worker's backend, as `backend.Backend` has it."""
+    """A worker's backend, as `backend.Backend` has it, and the machine that it is on."""
 
     name: str
     description: str
     streams: int
     batch_tokens: int
+    shares_cores: bool
+    compiles_shapes: bool
+    node: str
 
     @staticmethod
     def of(backend: Backend, streams: int) -> About:
@@ -40,21 +52,33 @@ class About:
             description=backend.description,
             streams=min(streams, backend.streams),
             batch_tokens=backend.batch_tokens,
+            shares_cores=backend.shares_cores,
+            compiles_shapes=backend.compiles_shapes,
+            node=platform.node(),
         )
 
 
 class Worker(Protocol):
-    """A backend somewhere else, ready to answer."""
+    """A backend somewhere else, ready to answer. Every method raises WorkerLost if the worker ends meanwhile."""
 
     about: About
+    pid: int  # on its machine
 
-    def infer(self, stream: int, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Logits:
+    def infer(self, stream: int, batch: Feed, seconds: float) -> Logits:
         """As `backend.Backend.infer`; called by one thread at a time for each of `about.streams` streams.
 
         Raises:
-          WorkerLost: the worker ended before it answered.
+          WorkerLost: the worker ended before it answered, or did not answer within `seconds`, and is ended then.
           Exception: what its backend raised.
         """
+        ...
+
+    def compile_shapes(self, shapes: Sequence[Shape]) -> None:
+        """As `backend.Backend.compile_shapes`; any thread may call it at any time."""
+        ...
+
+    def resident_bytes(self) -> int:
+        """As `backend.Backend.resident_bytes`; any thread may call it at any time."""
         ...
 
     def close(self) -> None:
@@ -62,8 +86,28 @@ class Worker(Protocol):
         ...
 
 
-class WorkerPool:
-    """Workers as one backend. See `backend.Backend`.
+class CallLimit:
+    """Seconds that a call may take before its worker counts as lost, from what calls have taken so far."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._seconds, self._tokens = 0.0, 0
+
+    def note(self, tokens: int, seconds: float) -> None:
+        """A call of so many padded tokens was answered."""
+        with self._lock:
+            self._seconds, self._tokens = self._seconds + seconds, self._tokens + tokens
+
+    def seconds(self, tokens: int) -> float:
+        """PATIENCE times the seconds that so many padded tokens take on average, and LEAST_SECONDS at least."""
+        with self._lock:
+            if not self._tokens:
+                return FIRST_SECONDS
+            return max(LEAST_SECONDS, PATIENCE * tokens * self._seconds / self._tokens)
+
+
+class WorkerPool(Backend):
+    """Workers as one backend, with what each of them can. See `backend.Backend`.
 
     A call that loses its worker is sent to another one, and a new worker takes the lost one's place in the background;
     so whoever calls gets one answer, however many workers began on it.
@@ -73,23 +117,27 @@ class WorkerPool:
         """Start `count` workers, the first one before the others.
 
         Args:
-          start: starts the worker of a number from 0 on and waits until it is ready.
+          start: starts the worker of a number below `count` and waits until it is ready; from any thread, and again
+            where one was lost.
 
         Raises:
-          UserError, WorkFailed: a worker cannot start; the others have been ended.
+          WorkFailed: a worker ended while it started, and RESTARTS times again.
+          Exception: `start` raised it.
         """
-        self._start, self._lock = start, threading.Lock()
+        self._start = start
+        self._lock = threading.Lock()  # guards all below but the queue
         self._workers: dict[int, Worker] = {}
-        self._starting: set[int] = set(range(count))
-        self._closed = False
-        self._restarts = RESTARTS * count
-        # Streams that wait for a call, as (worker's number, worker, stream); None once there is no worker any more.
-        self._free: queue.SimpleQueue[tuple[int, Worker, int] | None] = queue.SimpleQueue()
+        self._starting: set[int] = set()  # workers that are being started again
+        self._restarts: collections.Counter[int] = collections.Counter()
+        self._shapes: list[Shape] = []  # that every worker has compiled
         self._end: Exception | None = None
+        self._closed = False
+        self._limit = CallLimit()
+        self._free: queue.SimpleQueue[tuple[int, Worker, int] | None] = queue.SimpleQueue()  # number, worker, stream
         try:
-            self._add(0)  # alone: it leaves the graph and the compiled model that the others find
-            with concurrent.futures.ThreadPoolExecutor(count) as pool:
-                list(pool.map(self._add, range(1, count)))
+            self._add(0)  # alone, so that what it writes to the disk, a graph or a compiled model, is there for all
+            with concurrent.futures.ThreadPoolExecutor(max(1, count - 1)) as threads:
+                list(threads.map(self._add, range(1, count)))
         except BaseException as error:
             self.close()
             if isinstance(error, WorkerLost):
@@ -97,15 +145,19 @@ class WorkerPool:
             raise
         found = [worker.about for worker in self._workers.values()]
         self.name, self.batch_tokens = found[0].name, found[0].batch_tokens
+        self.shares_cores, self.compiles_shapes = found[0].shares_cores, found[0].compiles_shapes
         self.streams = sum(about.streams for about in found)
         self.description = f"{count} workers, each {found[0].description}"
 
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         cause = None
+        rows, length = input_ids.shape
         for _ in range(ATTEMPTS):
             number, worker, stream = self._take()
+            begin = time.monotonic()
             try:
-                logits = worker.infer(stream, (input_ids, attention_mask, token_type_ids))
+                batch = input_ids, attention_mask, token_type_ids
+                logits = worker.infer(stream, batch, self._limit.seconds(rows * length))
             except WorkerLost as error:
                 cause = error
                 self._replace(number, worker, error)
@@ -114,9 +166,27 @@ class WorkerPool:
                 self._free.put((number, worker, stream))
                 raise
             self._free.put((number, worker, stream))
+            self._limit.note(rows * length, time.monotonic() - begin)
             return logits
-        rows, length = input_ids.shape
         raise WorkFailed(f"{ATTEMPTS} workers in turn ended on a batch of {rows} x {length} tokens; the last {cause}")
+
+    def compile_shapes(self, shapes: Sequence[Shape]) -> None:
+        with self._lock:
+            self._shapes += [shape for shape in shapes if shape not in self._shapes]
+            workers = list(self._workers.items())
+        with concurrent.futures.ThreadPoolExecutor(max(1, len(workers))) as threads:
+            list(threads.map(lambda item: self._compile(*item, shapes), workers))
+
+    def resident_bytes(self) -> int:
+        found: collections.Counter[str] = collections.Counter()
+        with self._lock:
+            workers = list(self._workers.items())
+        for number, worker in workers:
+            try:
+                found[worker.about.node] += worker.resident_bytes()
+            except WorkerLost as error:
+                self._replace(number, worker, error)
+        return max(found.values(), default=0)
 
     def close(self) -> None:
         """End all workers; calls still waiting raise. Closing again does nothing."""
@@ -143,45 +213,77 @@ class WorkerPool:
             if self._closed or self._workers.get(number) is not lost:
                 return
             del self._workers[number]
-            self._restarts -= 1
-            exhausted = self._restarts < 0
-            if not exhausted:
-                self._starting.add(number)
+            self._starting.add(number)
         lost.close()
-        if exhausted:
+        if not self._may_restart(number, error, "its batches are sent again, and it is started anew"):
             self._give_up(error)
             return
-        print(f"worker {number} {error}; its batches are sent again, and it is started anew", file=sys.stderr)
         threading.Thread(target=self._restart, args=(number,), daemon=True).start()
 
     def _restart(self, number: int) -> None:
         try:
-            self._add(number)
+            worker = self._add(number)
         except Exception as error:
             with self._lock:
                 alone = not self._workers and not self._starting
             if self._closed:
                 return
             print(f"worker {number} did not start again: {error}", file=sys.stderr)
-            if alone:
+            if alone or isinstance(error, WorkerLost):
                 self._give_up(error)
+            return
+        with self._lock:
+            shapes = list(self._shapes)
+        if shapes:
+            self._compile(number, worker, shapes)  # while it answers already
 
-    def _add(self, number: int) -> None:
-        try:
-            worker = self._start(number)
-        except BaseException:
-            with self._lock:
-                self._starting.discard(number)
-            raise
+    def _add(self, number: int) -> Worker:
+        """Start a worker, again where it ends meanwhile, and put it to work.
+
+        Raises:
+          WorkerLost: it ended and may not be started again.
+          Exception: as `start`.
+        """
+        while True:
+            try:
+                worker = self._start(number)
+                break
+            except WorkerLost as error:
+                if self._closed or not self._may_restart(number, error, "it is started again"):
+                    self._starting_ended(number)
+                    raise
+            except BaseException:
+                self._starting_ended(number)
+                raise
         with self._lock:
             self._starting.discard(number)
             self._workers[number] = worker
             closed = self._closed
         if closed:
             worker.close()
-            return
-        for stream in range(worker.about.streams):
-            self._free.put((number, worker, stream))
+        else:
+            for stream in range(worker.about.streams):
+                self._free.put((number, worker, stream))
+        return worker
+
+    def _starting_ended(self, number: int) -> None:
+        with self._lock:
+            self._starting.discard(number)
+
+    def _may_restart(self, number: int, error: WorkerLost, then: str) -> bool:
+        """Count a restart, and say so if it is allowed."""
+        with self._lock:
+            self._restarts[number] += 1
+            allowed = self._restarts[number] <= RESTARTS
+        if allowed:
+            print(f"worker {number} {error}; {then}", file=sys.stderr)
+        return allowed
+
+    def _compile(self, number: int, worker: Worker, shapes: Sequence[Shape]) -> None:
+        try:
+            worker.compile_shapes(shapes)
+        except WorkerLost as error:
+            self._replace(number, worker, error)
 
     def _give_up(self, error: Exception) -> None:
         self._end = self._end or error

@@ -23,7 +23,7 @@ def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen:
     given = os.environ.get("GLIBC_TUNABLES", ALLOCATOR)
     tunables = {"GLIBC_TUNABLES": HUGE_PAGES if given == ALLOCATOR else given}
     process = subprocess.Popen(
-        [sys.executable, "-m", module, *map(str, fds)],
+        [sys.executable, "-P", "-m", module, *map(str, fds)],
         stdin=subprocess.PIPE,
         pass_fds=fds,
         start_new_session=True,

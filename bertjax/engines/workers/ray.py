@@ -13,13 +13,11 @@ from typing import Any
 import numpy as np
 
 from bertjax import machine
-from bertjax.engines.backend import Backend, Logits
-from bertjax.engines.workers.pool import About, WorkerLost, WorkerPool
+from bertjax.engines.backend import Backend, Logits, Shape
+from bertjax.engines.workers.pool import START_SECONDS, About, Feed, WorkerLost, WorkerPool
 from bertjax.errors import UserError, WorkFailed
 
 LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
-
-START_SECONDS = 600.0  # to find a place and open a backend, which may have to compile
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -136,14 +134,26 @@ class RayWorker:
         )
         try:
             self.about = self._get(self._actor.open.remote(open_with, place, streams, threads), START_SECONDS)
-            self.pid = self._get(self._actor.pid.remote(), START_SECONDS)
+            self.pid: int = self._get(self._actor.pid.remote(), START_SECONDS)
+        except self._ray.exceptions.GetTimeoutError:
+            self.close()
+            raise WorkFailed(f"--ray: no worker has started in {START_SECONDS:.0f} s; is the cluster full?") from None
         except BaseException:
             self.close()
             raise
 
-    def infer(self, stream: int, batch: tuple[np.ndarray, np.ndarray, np.ndarray]) -> Logits:
-        starts, ends = self._get(self._actor.infer.remote(*batch), None)
+    def infer(self, stream: int, batch: Feed, seconds: float) -> Logits:
+        try:
+            starts, ends = self._get(self._actor.infer.remote(*batch), seconds)
+        except self._ray.exceptions.GetTimeoutError:
+            raise WorkerLost(f"(process {self.pid}) did not answer within {seconds:.0f} s and was ended") from None
         return np.array(starts), np.array(ends)  # Ray's own are read-only views of its store
+
+    def compile_shapes(self, shapes: Sequence[Shape]) -> None:
+        self._get(self._actor.compile_shapes.remote(shapes), None)
+
+    def resident_bytes(self) -> int:
+        return self._get(self._actor.resident_bytes.remote(), None)
 
     def close(self) -> None:
         if self._ray.is_initialized():  # else the actor ended with the session
@@ -154,7 +164,7 @@ class RayWorker:
         try:
             return self._ray.get(answer, timeout=seconds)
         except errors.GetTimeoutError:
-            raise WorkFailed(f"--ray: the cluster has not started a worker in {seconds:.0f} s; is it full?") from None
+            raise
         except errors.RayTaskError as error:
             if isinstance(error.cause, UserError | WorkFailed):
                 raise type(error.cause)(*error.cause.args) from None
@@ -165,7 +175,7 @@ class RayWorker:
 
 
 class _Actor:
-    """What runs on a node."""
+    """A worker's backend, in its process on its node."""
 
     def open(self, open_with: Callable[..., Backend], place: Place, streams: int, threads: int) -> About:
         if not place.gpus and hasattr(os, "sched_setaffinity"):
@@ -178,6 +188,12 @@ class _Actor:
 
     def infer(self, *batch: np.ndarray) -> Logits:
         return self._backend.infer(*batch)
+
+    def compile_shapes(self, shapes: Sequence[Shape]) -> None:
+        self._backend.compile_shapes(shapes)
+
+    def resident_bytes(self) -> int:
+        return self._backend.resident_bytes()
 
     def pid(self) -> int:
         return os.getpid()
@@ -210,12 +226,20 @@ def _connect(address: str) -> Any:
     return ray
 
 
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Of `host:port`, `[IPv6]:port` or `ray://host:port`; None of an address without a port."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not (port.isascii() and port.isdigit()):
+        return None
+    return host.removeprefix("[").removesuffix("]"), int(port)
+
+
 def _check_that_somebody_listens(address: str) -> None:
     """Ray itself tries a wrong host:port for minutes."""
-    host, _, port = address.rpartition(":")
-    if not port.isdigit():
+    place = host_and_port(address)
+    if place is None:
         return
     try:
-        socket.create_connection((host, int(port)), timeout=5).close()
-    except OSError as error:
-        raise UserError(f"--ray {address}: no cluster there ({error.strerror or error})") from None
+        socket.create_connection(place, timeout=5).close()
+    except (OSError, OverflowError) as error:
+        raise UserError(f"--ray {address}: no cluster there ({getattr(error, 'strerror', None) or error})") from None

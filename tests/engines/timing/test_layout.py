@@ -6,8 +6,7 @@ import pytest
 
 from bertjax import machine
 from bertjax.data.windows import WindowSettings
-from bertjax.engines.choose import cpu_graph
-from bertjax.engines.openvino import OpenVINOBackend
+from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary, read_dataset
 from bertjax.engines.timing import layout, measure, warmup
 from bertjax.engines.timing.cost import batch_cost
@@ -15,10 +14,10 @@ from bertjax.engines.timing.layout import choose_layout, core_shares, fastest
 from bertjax.modeldir.config import BertConfig
 
 
-class Engine:
+class Engine(Backend):
     """A backend on which a token takes so many seconds of a clock of its own, and one of a new shape ten times that."""
 
-    name, batch_tokens = "onnxruntime", 1024
+    name, batch_tokens, shares_cores = "engine", 1024, True
 
     def __init__(self, streams, threads, *, token_seconds=0.0):
         self.streams, self.threads, self.token_seconds = streams, threads, token_seconds
@@ -85,7 +84,7 @@ def test_batches_that_take_too_long_are_not_chosen_but_for_the_smallest(library,
 def test_what_is_given_is_not_measured(library, monkeypatch):
     engine, found = choose(library, monkeypatch, {}, cores=1, batch_tokens=300)
     assert found == layout.Layout(streams=1, threads=1, batch_tokens=300, tried={})
-    monkeypatch.setattr(Engine, "name", "tensorrt")  # takes what fits its device
+    monkeypatch.setattr(Engine, "shares_cores", False)
     _, found = choose(library, monkeypatch, {})
     assert (found.threads, found.batch_tokens, found.tried) == (None, 1024, {})
 
@@ -105,22 +104,32 @@ def test_the_cost_of_a_batch_is_that_of_shapes_met_before(library, monkeypatch):
     assert cost.seconds(3, 64) == pytest.approx(3 * 64 * 1e-4) and cost.batch < 1e-6
 
 
-def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory_is_spent(
-    library, run_dir, monkeypatch
-):
-    model, fixed = run_dir / "student-int8", ([], [])
-    config = BertConfig.from_json(model / "config.json")
-    backend = OpenVINOBackend(cpu_graph(model, config), config, streams=2, threads=1)
-    monkeypatch.setattr(backend, "fix", lambda shape, stream: fixed[stream].append(shape))
+class Compiling(Engine):
+    """A backend whose compiled models take a gigabyte each."""
+
+    compiles_shapes = True
+
+    def __init__(self):
+        super().__init__(1, 1)
+        self.compiled = []
+
+    def compile_shapes(self, shapes):
+        self.compiled += shapes
+
+    def resident_bytes(self):
+        return len(self.compiled) * 10**9
+
+
+def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory_is_spent(library, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
+    monkeypatch.setattr(machine, "describe", lambda: {"memory_bytes": 10**12})
     padded = collections.Counter((-(-library.lengths // 8) * 8).clip(max=library.longest).tolist())
     plans = warmup.shapes_to_come(library, rows=None, tokens=1024, multiple=8)
-    assert warmup.fix_shapes(backend, library, plans, seconds=60.0) == []
-    assert fixed[0] == fixed[1]
-    assert sorted(fixed[0]) == sorted((1024 // length, length) for length in padded)
-    assert [padded[length] for _, length in fixed[0]] == sorted(padded.values(), reverse=True)
-    monkeypatch.setattr(machine, "resident_bytes", lambda: len(fixed[0]) * 1e9)
-    left = warmup.fix_shapes(backend, library, plans, seconds=60.0)
-    assert len(fixed[0]) == len(padded) + 8  # one round, then the memory is spent
-    assert left == plans[8:]
-    assert warmup.fix_shapes(Engine(1, 1), library, plans, seconds=60.0) == plans  # not OpenVINO: nothing to do
+    monkeypatch.setattr(warmup, "COMPILED_BYTES", 10**12)
+    backend = Compiling()
+    assert warmup.compile_shapes(backend, library, plans, seconds=60.0) == []
+    assert sorted(backend.compiled) == sorted((1024 // length, length) for length in padded)
+    assert [padded[length] for _, length in backend.compiled] == sorted(padded.values(), reverse=True)
+    monkeypatch.setattr(warmup, "COMPILED_BYTES", 7e9)
+    assert warmup.compile_shapes(Compiling(), library, plans, seconds=60.0) == plans[8:]  # one round of 8 GB
+    assert warmup.compile_shapes(Engine(1, 1), library, plans, seconds=60.0) == plans  # which compiles none

@@ -8,11 +8,12 @@ import time
 
 import numpy as np
 
+from bertjax.engines.backend import Backend
 from bertjax.mlperf.queues import PlannedQueue
 from bertjax.mlperf.sut import SystemUnderTest
 
 
-class Echo:
+class Echo(Backend):
     """Answers each token with its own id, and with minus its type, after a little while."""
 
     name = description = "echo"
