@@ -107,7 +107,7 @@ def _find_peak(settings: SessionSettings) -> Result:
         raise UserError("--find-peak: goes with --scenario Server in PerformanceOnly, and finds --target-qps itself")
     print(PROBE_HEADER, flush=True)
     found = server_peak(settings, lambda probe, offline: print(format_probe(probe, offline), flush=True))
-    offline = found.offline.performance.samples_per_second
+    offline = found.offline.measured.samples_per_second
     picture = draw_peak(settings.log_root, found.probes, found.bound_seconds, offline)
     print(
         f"Highest VALID rate: {found.probes[-1].rate:.2f} queries/s, {found.probes[-1].rate / offline:.1%} of Offline's"

@@ -129,7 +129,7 @@ class Reader:
         )
         found = []
         for plan in plans:
-            arrays = collate(windows, plan.rows, plan.length, self._pad_id)
+            arrays = collate(windows, plan.rows.tolist(), plan.length, self._pad_id)
             found.append((plan.rows, tuple(arrays[name].astype(np.int64) for name in INPUTS)))
         return found
 

@@ -75,7 +75,7 @@ class AskServer(http.server.ThreadingHTTPServer):
         except (OSError, UnicodeError):
             raise UserError(f"--host {host}: no such host; 127.0.0.1 is this machine") from None
         try:
-            super().__init__(address[:2], _Handler)
+            super().__init__((str(address[0]), int(address[1])), _Handler)
         except OSError as error:
             raise _refusal(error, host, port) from None
         page = importlib.resources.files("bertjax.asking") / "page"
@@ -102,7 +102,8 @@ class AskServer(http.server.ThreadingHTTPServer):
     def server_bind(self) -> None:
         # HTTPServer's own also asks the name service for this machine's full name, which may take seconds.
         socketserver.TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]
+        name, self.server_port = self.server_address[:2]
+        self.server_name = str(name)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Called with an exception that a connection ended with; one that the other side broke off is no news."""

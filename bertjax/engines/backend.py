@@ -49,6 +49,7 @@ class Backend(Protocol):
 
         Nothing happens for a shape that was compiled before, and on a backend without `compiles_shapes`.
         """
+        return
 
     def resident_bytes(self) -> int:
         """Memory of the processes that hold the models; on several machines, of the one where that is most."""

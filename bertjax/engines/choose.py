@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from bertjax import machine
 from bertjax.engines.backend import BACKENDS, Backend
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig
+
+if TYPE_CHECKING:
+    from bertjax.engines.onnxruntime import OnnxRuntimeBackend
+    from bertjax.engines.openvino import OpenVINOBackend
 
 
 def open_backend(name: str, directory: Path, *, streams: int, threads: int, longest: int) -> Backend:
@@ -16,7 +21,7 @@ def open_backend(name: str, directory: Path, *, streams: int, threads: int, long
     Args:
       name: one of BACKENDS. `auto` takes `tensorrt` where an engine and a GPU are there, else the faster of the
         CPU engines (`cpu_engine`).
-      streams, threads: wanted concurrent calls, and threads of each; a backend on a device uses what fits it.
+      streams, threads: concurrent calls, and threads of each; a backend on a device uses what fits it.
       longest: the longest window that will come, in tokens, for backends that compile or were built per shape.
 
     Raises:
@@ -40,6 +45,16 @@ def open_backend(name: str, directory: Path, *, streams: int, threads: int, long
         from bertjax.engines.noop import NoopBackend
 
         return NoopBackend(streams=streams)
+    return open_cpu_engine(name, directory, streams=streams, threads=threads)
+
+
+def open_cpu_engine(name: str, directory: Path, *, streams: int, threads: int) -> OpenVINOBackend | OnnxRuntimeBackend:
+    """Open a model directory on one of CPU_ENGINES.
+
+    Raises:
+      UserError: the directory is no complete model, or the engine is missing or refuses it.
+    """
+    config = BertConfig.from_json(directory / "config.json")
     if name == "openvino":
         from bertjax.engines.openvino import OpenVINOBackend
 
@@ -50,11 +65,8 @@ def open_backend(name: str, directory: Path, *, streams: int, threads: int, long
 
 
 def _fastest(directory: Path, config: BertConfig) -> str:
-    if (directory / "model.engine").exists():
-        from bertjax.machine import has_gpu
-
-        if has_gpu():
-            return "tensorrt"
+    if (directory / "model.engine").exists() and machine.has_gpu():
+        return "tensorrt"
     return cpu_engine(config)
 
 

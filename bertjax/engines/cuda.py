@@ -53,7 +53,9 @@ class CudaStream:
         size = count * dtype.itemsize
         device = int(self._own("cudaFree", "cudaMalloc", size))
         address = int(self._own("cudaFreeHost", "cudaMallocHost", size))
-        return Buffer(host=np.frombuffer((ctypes.c_byte * size).from_address(address), dtype), device=device)
+        return Buffer(
+            host=np.frombuffer(memoryview((ctypes.c_byte * size).from_address(address)), dtype), device=device
+        )
 
     def upload(self, buffer: Buffer, count: int) -> None:
         """Enqueue the copy of the first `count` elements to the device."""

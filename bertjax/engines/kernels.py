@@ -15,13 +15,13 @@ from typing import Protocol
 import numpy as np
 
 from bertjax.engines.backend import Backend
-from bertjax.engines.choose import open_backend
+from bertjax.engines.choose import open_cpu_engine
 from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.emit import dense_scopes
 
 
 class CpuEngine(Backend, Protocol):
-    """A backend that tells what it runs: those of `backend.CPU_ENGINES`."""
+    """A backend that tells which kernels it runs: those of `backend.CPU_ENGINES`."""
 
     integer_kernels: re.Pattern[str]  # the names, in the engine's own words, of its integer matrix products
 
@@ -40,14 +40,14 @@ class DenseKernel:
 
 
 def check_engine(directory: Path, name: str) -> tuple[tuple[DenseKernel, ...], str]:
-    """Open a model directory on an engine, run a batch, and look; also returns the backend's description.
+    """Kernels of the encoder's dense layers after one batch on an engine, and the engine's description.
 
     Raises:
-      UserError: as `choose.open_backend`.
+      UserError: the directory is no complete model, or the engine cannot run here.
     """
     config = BertConfig.from_json(Path(directory) / "config.json")
     length = min(64, config.max_position_embeddings)
-    engine = open_backend(name, directory, streams=1, threads=1, longest=length)
+    engine = open_cpu_engine(name, directory, streams=1, threads=1)
     ones = np.ones((2, length), np.int64)
     engine.infer(ones, ones, np.zeros_like(ones))
     return dense_kernels(config, engine), engine.description

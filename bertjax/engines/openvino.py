@@ -189,7 +189,7 @@ class OpenVINOBackend(Backend):
 
     def step_seconds(self) -> dict[tuple[str, str], float]:
         """Seconds by the clock of the last batch, by the steps' type and kernel; needs `profile`."""
-        seconds: collections.Counter = collections.Counter()
+        seconds: collections.Counter[tuple[str, str]] = collections.Counter()
         for step in self._last.profiling_info:
             seconds[step.node_type, step.exec_type] += step.real_time.total_seconds()
         return dict(seconds)

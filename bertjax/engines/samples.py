@@ -86,7 +86,7 @@ class SampleLibrary:
         if max(self._rows) < 0:
             self._arrays = {}
 
-    def gather(self, indices: Sequence[int], length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def gather(self, indices: Sequence[int] | np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """`input_ids`, `attention_mask`, `token_type_ids`, int64 [len(indices), length], of loaded windows.
 
         `length` is at least that of each of them and at most `longest`. To be read only: one window is not copied.

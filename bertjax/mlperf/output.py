@@ -101,7 +101,7 @@ def draw_run(result: Result, timing: Timing) -> Path:
     Raises:
       UserError, WorkFailed: the file cannot be written.
     """
-    found = result.performance
+    found = result.measured
     note = " (long windows first)" if result.scenario == "Offline" else ""
     draw = [lambda axis: _rate(axis, timing, note)]
     if result.scenario != "Offline":

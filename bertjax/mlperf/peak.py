@@ -89,12 +89,12 @@ def server_peak(settings: SessionSettings, on_probe: Callable[[Probe, float], No
     bound = server_bound_seconds(conf)
     full = settings.duration_seconds or conf.get("min_duration", 1e3 * SHORT_SECONDS) / 1e3
     short = min(full, PROBE_SECONDS)
-    root, results = settings.log_root, []
+    root, results = settings.log_root, list[Result]()
     begin = dataclasses.replace(
         settings, scenario="Offline", log_root=root / "offline", duration_seconds=short, target_qps=None
     )
     offline = session.run(begin)
-    layout, highest = offline.layout, offline.performance.samples_per_second
+    layout, highest = offline.layout, offline.measured.samples_per_second
     base = dataclasses.replace(
         settings,
         scenario="Server",
@@ -110,8 +110,8 @@ def server_peak(settings: SessionSettings, on_probe: Callable[[Probe, float], No
         run = dataclasses.replace(base, log_root=root / name, duration_seconds=seconds, target_qps=rate)
         result = session.run(run)
         results.append(result)
-        p99 = result.performance.latency_ns["99.00"] / 1e9
-        found = Probe(rate=rate, p99_seconds=p99, valid=result.performance.valid, confirming=confirming)
+        p99 = result.measured.latency_ns["99.00"] / 1e9
+        found = Probe(rate=rate, p99_seconds=p99, valid=result.measured.valid, confirming=confirming)
         on_probe(found, highest)
         return found
 

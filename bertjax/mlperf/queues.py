@@ -54,12 +54,13 @@ class PlannedQueue:
         self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
 
     def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
-        ids, indices = np.array(ids, np.int64), np.array(indices, np.int64)
+        samples, windows = np.array(ids, np.int64), np.array(indices, np.int64)
         plans = plan_inference(
-            self._lengths[indices], tokens=self._tokens, multiple=LENGTH_MULTIPLE, longest=self._longest
+            self._lengths[windows], tokens=self._tokens, multiple=LENGTH_MULTIPLE, longest=self._longest
         )
         for plan in reversed(plans):  # the long ones first, so that workers end at about the same time
-            self._queue.put(Batch(ids=ids[plan.rows].tolist(), indices=indices[plan.rows].tolist(), length=plan.length))
+            rows = plan.rows
+            self._queue.put(Batch(ids=samples[rows].tolist(), indices=windows[rows].tolist(), length=plan.length))
 
     def take(self) -> Batch | None:
         batch = self._queue.get()

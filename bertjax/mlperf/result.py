@@ -1,4 +1,4 @@
-"""What a run gave, as a record and as summary.json."""
+"""A session's result, its record in metrics.json and its summary.json."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ STEPS = 200  # into which the run's time is cut
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a run gave: no `accuracy` without a phase of accuracy, no `performance` after AccuracyOnly."""
+    """A session's result: no `accuracy` without a phase of accuracy, no `performance` after AccuracyOnly."""
 
     scenario: str
     mode: str
@@ -36,9 +36,15 @@ class Result:
     duration_seconds: float  # the minimum that LoadGen was asked for
     target_qps: float | None  # Server only: the rate that was issued; after FindPeakPerformance the one that was found
     audit_conf: Path | None
-    resident_bytes: dict[str, int] | None  # of the serving process, at the `start` of the run and at its `end`
+    resident_bytes: dict[str, int] | None  # of the session's process, at the `start` of the test and at its `end`
     performance: Performance | None
     accuracy: Score | None
+
+    @property
+    def measured(self) -> Performance:
+        """The performance of a session that had a phase of it."""
+        assert self.performance is not None, "AccuracyOnly measures nothing"
+        return self.performance
 
     @property
     def official_length(self) -> bool:
@@ -47,7 +53,7 @@ class Result:
 
     def record(self) -> dict[str, Any]:
         """The run's entry in `metrics.json`, under loadgen / model / scenario."""
-        about = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
+        about: dict[str, Any] = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
         about["layout"] = dataclasses.asdict(self.layout)
         if self.audit_conf is not None:
             about["audit_conf"] = str(self.audit_conf)

@@ -9,6 +9,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from typing import NoReturn
 
 import mlperf_loadgen
 import numpy as np
@@ -142,7 +143,7 @@ def _issued_rate(settings: SessionSettings, confs: Confs, planned: float) -> flo
     return confs.audit.get("target_qps", planned)
 
 
-def _progress_bar(settings: SessionSettings, seconds: float, count: int) -> tqdm.tqdm:
+def _progress_bar(settings: SessionSettings, seconds: float, count: int) -> tqdm.tqdm[NoReturn]:
     title = f"{settings.scenario} {settings.mode}"
     if settings.mode == "AccuracyOnly":
         return tqdm.tqdm(desc=title, total=count, unit="window", leave=False, disable=None)

@@ -50,7 +50,7 @@ class Passes:
         """Seconds of each batch, float64 [plans], run one after another."""
         for plan in self._ahead():
             self.run(plan)
-        found = []
+        found: list[float] = []
         for plan in self.plans:
             begin = clock()
             self.run(plan)
@@ -132,7 +132,7 @@ def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: fl
     Args:
       rounds: how many at least; further ones follow until `seconds` are over.
     """
-    random, found = np.random.default_rng(0), []
+    random, found = np.random.default_rng(0), list[list[float]]()
     begin, bar = time.monotonic(), tqdm.tqdm(desc="rounds", unit="round", leave=False, disable=None)
     while len(found) <= rounds or time.monotonic() - begin < seconds:
         found.append([0.0] * len(runs))

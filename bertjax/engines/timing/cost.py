@@ -45,8 +45,8 @@ def batch_cost(backend: Backend, library: SampleLibrary, *, tokens: int, multipl
                 found = list(pool.map(lambda _, batch=batch: _seconds(backend, batch), range(backend.streams)))
                 if turn:
                     seconds.append(statistics.mean(found))
-    rows, lengths = zip(*shapes, strict=True)
-    return fit_cost(rows, lengths, [statistics.median(seconds) for seconds in times])
+    rows, padded = zip(*shapes, strict=True)
+    return fit_cost(rows, padded, [statistics.median(seconds) for seconds in times])
 
 
 def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:

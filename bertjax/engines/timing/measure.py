@@ -98,7 +98,7 @@ def _run_for(
 def latency_ns(backend: Backend, library: SampleLibrary, *, seconds: float) -> int:
     """Mean nanoseconds of one sample at a time, of random lengths; at least two samples, the first unmeasured."""
     longest, multiple, random = library.longest, single_multiple(backend), np.random.default_rng(0)
-    begin, times = time.perf_counter(), []
+    begin, times = time.perf_counter(), list[int]()
     while len(times) < 2 or time.perf_counter() - begin < seconds:
         before = time.perf_counter_ns()
         index = int(random.integers(len(library.lengths)))

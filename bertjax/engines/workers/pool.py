@@ -175,7 +175,7 @@ class WorkerPool(Backend):
             self._shapes += [shape for shape in shapes if shape not in self._shapes]
             workers = list(self._workers.items())
         with concurrent.futures.ThreadPoolExecutor(max(1, len(workers))) as threads:
-            list(threads.map(lambda item: self._compile(*item, shapes), workers))
+            list(threads.map(lambda pair: self._compile(pair[0], pair[1], shapes), workers))
 
     def resident_bytes(self) -> int:
         found: collections.Counter[str] = collections.Counter()
@@ -244,17 +244,12 @@ class WorkerPool(Backend):
           WorkerLost: it ended and may not be started again.
           Exception: as `start`.
         """
-        while True:
-            try:
-                worker = self._start(number)
-                break
-            except WorkerLost as error:
-                if self._closed or not self._may_restart(number, error, "it is started again"):
-                    self._starting_ended(number)
-                    raise
-            except BaseException:
-                self._starting_ended(number)
-                raise
+        try:
+            worker = self._start_until_ready(number)
+        except BaseException:
+            with self._lock:
+                self._starting.discard(number)
+            raise
         with self._lock:
             self._starting.discard(number)
             self._workers[number] = worker
@@ -266,9 +261,13 @@ class WorkerPool(Backend):
                 self._free.put((number, worker, stream))
         return worker
 
-    def _starting_ended(self, number: int) -> None:
-        with self._lock:
-            self._starting.discard(number)
+    def _start_until_ready(self, number: int) -> Worker:
+        while True:
+            try:
+                return self._start(number)
+            except WorkerLost as error:
+                if self._closed or not self._may_restart(number, error, "it is started again"):
+                    raise
 
     def _may_restart(self, number: int, error: WorkerLost, then: str) -> bool:
         """Count a restart, and say so if it is allowed."""

@@ -8,11 +8,12 @@ import pickle
 import subprocess
 import sys
 from collections.abc import Sequence
+from typing import IO
 
 from bertjax.machine import ALLOCATOR, HUGE_PAGES
 
 
-def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen:
+def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen[bytes]:
     """Start `python -m MODULE FD ...`, with `content` pickled on its stdin and these file descriptors open.
 
     It does not have the allocator that `programs.run` sets for training, with whose one arena Server was slower, but
@@ -31,18 +32,24 @@ def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen:
     )
     try:
         with contextlib.suppress(BrokenPipeError):  # it has died already, and whoever waits for its answer sees that
-            process.stdin.write(pickle.dumps(content))
-            process.stdin.flush()
+            stdin = _stdin(process)
+            stdin.write(pickle.dumps(content))
+            stdin.flush()
     except BaseException:
         process.kill()
         raise
     return process
 
 
-def close_stdin(process: subprocess.Popen) -> None:
+def close_stdin(process: subprocess.Popen[bytes]) -> None:
     """Tell a process of `start` to end."""
     with contextlib.suppress(BrokenPipeError):
-        process.stdin.close()
+        _stdin(process).close()
+
+
+def _stdin(process: subprocess.Popen[bytes]) -> IO[bytes]:
+    assert process.stdin is not None, "started by `start`, with a pipe"
+    return process.stdin
 
 
 def how_it_ended(code: int) -> str:
