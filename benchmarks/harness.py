@@ -62,7 +62,7 @@ def timed_backend(backend: Backend, inside: dict[int, float]) -> Backend:
         finally:
             inside[thread] = inside.get(thread, 0.0) + time.thread_time() - begin
 
-    backend.infer = timed_infer  # not a wrapper: shapes are compiled for what is an OpenVINOBackend
+    backend.infer = timed_infer  # in place, so that it stays what it is
     return backend
 
 

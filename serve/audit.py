@@ -1,4 +1,4 @@
-"""MLPerf's own form of asking for runs, for auditors; `make run RUN_ARGS="..."` calls this.
+"""MLPerf's own form of asking for LoadGen runs, for auditors; `make run RUN_ARGS="..."` calls this.
 
     python serve/audit.py --benchmarks=bert --scenarios=Offline,Server --config_ver=default --test_mode=PerformanceOnly
 
@@ -9,7 +9,6 @@ a missed gate exits with 1. Runs take 10 seconds each if nothing else is said; -
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from bertjax import programs
@@ -39,17 +38,24 @@ def main() -> None:
     from bertjax import rundir
     from bertjax.mlperf import conf, gates, session
     from bertjax.mlperf.conf import find_audit_conf
+    from bertjax.mlperf.logs import new_log_root
     from bertjax.mlperf.output import format_result
     from bertjax.mlperf.result import record_result
     from bertjax.rundir import newest_student
 
     if options.benchmarks != "bert":
         raise UserError(f"--benchmarks={options.benchmarks}: only bert is here")
-    if options.config_ver not in gates.GATES:
-        raise UserError(f"--config_ver={options.config_ver}: unknown; choose one of {', '.join(gates.GATES)}")
     model = options.model or newest_student()
-    log_root = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}-{options.config_ver}"
-    runs = [
+
+    def judge(f1: float, questions: int) -> gates.Verdict:
+        return gates.judge(f1, options.config_ver, model=model, questions=questions, reference=options.reference_f1)
+
+    if options.test_mode in conf.SCORED:
+        judge(0.0, 0)  # a gate that cannot be judged is told before the sessions
+    elif options.config_ver not in gates.GATES:
+        raise UserError(f"--config_ver={options.config_ver}: unknown; choose one of {', '.join(gates.GATES)}")
+    log_root = new_log_root(f"{model.resolve().name}-{options.config_ver}")
+    sessions = [
         session.SessionSettings(
             model=model,
             data=options.data or rundir.default_data(model),
@@ -64,28 +70,18 @@ def main() -> None:
         )
         for scenario in options.scenarios.split(",")
     ]
-    for settings in runs:  # a misspelt last scenario is told before the first one runs
+    for settings in sessions:  # a misspelt last scenario is told before the first session
         session.check(settings)
-    if options.test_mode in conf.SCORED and not options.reference_f1:
-        gates.reference_f1(model, 0)  # told before the runs too
     missed = []
-    for settings in runs:
+    for settings in sessions:
         result = session.run(settings)
         print(format_result(result), flush=True)
         record_result(model, result)
         if result.accuracy is None:
             continue
-        if options.reference_f1:
-            reference, whose = options.reference_f1, "--reference-f1"
-        else:
-            reference, whose = gates.reference_f1(model, result.questions)
-        share = gates.GATES[options.config_ver]
-        passed = result.accuracy.f1 >= share * reference
-        print(
-            f"Accuracy gate {options.config_ver}: F1 {result.accuracy.f1:.3f}, wanted {share * reference:.3f}"
-            f" = {share:.1%} of {reference:.3f} ({whose}): {'passed' if passed else 'MISSED'}"
-        )
-        if not passed:
+        verdict = judge(result.accuracy.f1, result.questions)
+        print(verdict)
+        if not verdict.passed:
             missed.append(settings.scenario)
     if missed:
         raise WorkFailed(f"accuracy gate {options.config_ver} missed in {', '.join(missed)}")

@@ -11,17 +11,10 @@ highest rate at which a run is VALID. docs/serving.md tells about scenarios, mod
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertjax import programs
-from bertjax.errors import UserError
-
-if TYPE_CHECKING:
-    from bertjax.mlperf.result import Result
-    from bertjax.mlperf.session import SessionSettings
-
 
 if TYPE_CHECKING:
     from bertjax.mlperf.result import Result
@@ -65,6 +58,7 @@ def main() -> None:
     from bertjax import rundir
     from bertjax.mlperf import session
     from bertjax.mlperf.conf import find_audit_conf
+    from bertjax.mlperf.logs import new_log_root
     from bertjax.mlperf.output import format_result
     from bertjax.mlperf.result import record_result
     from bertjax.rundir import newest_student
@@ -78,7 +72,7 @@ def main() -> None:
         data=options.data or rundir.default_data(model),
         scenario=options.scenario,
         mode=options.mode,
-        log_root=options.logs or Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{model.resolve().name}",
+        log_root=options.logs or new_log_root(model.resolve().name),
         windows=windows,
         backend=options.backend,
         streams=options.streams,
@@ -100,13 +94,12 @@ def main() -> None:
 
 def _find_peak(settings: SessionSettings) -> Result:
     """The run at the highest VALID rate; prints each run on the way and draws them."""
+    from bertjax.mlperf import peak
     from bertjax.mlperf.output import PROBE_HEADER, draw_peak, format_probe
-    from bertjax.mlperf.peak import server_peak
 
-    if (settings.scenario, settings.mode) != ("Server", "PerformanceOnly") or settings.target_qps is not None:
-        raise UserError("--find-peak: goes with --scenario Server in PerformanceOnly, and finds --target-qps itself")
+    peak.check(settings)
     print(PROBE_HEADER, flush=True)
-    found = server_peak(settings, lambda probe, offline: print(format_probe(probe, offline), flush=True))
+    found = peak.server_peak(settings, lambda probe, offline: print(format_probe(probe, offline), flush=True))
     offline = found.offline.measured.samples_per_second
     picture = draw_peak(settings.log_root, found.probes, found.bound_seconds, offline)
     print(

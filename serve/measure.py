@@ -8,7 +8,6 @@ First the student's accuracy through LoadGen's accuracy log, then Offline, Singl
 from __future__ import annotations
 
 import argparse
-import time
 from pathlib import Path
 
 from bertjax import programs
@@ -25,12 +24,13 @@ def main() -> None:
 
     from bertjax import rundir
     from bertjax.mlperf import result, session
+    from bertjax.mlperf.logs import new_log_root
     from bertjax.pipeline import report
     from bertjax.rundir import newest_student
 
     run = options.run or newest_student().parent
     student, teacher = run / rundir.STUDENT, run / "teacher"
-    logs = Path("build/logs") / f"{time.strftime('%Y%m%d-%H%M%S')}-{run.resolve().name}"
+    logs = new_log_root(run.resolve().name)
     wanted = [(student, "Offline", "AccuracyOnly")]
     wanted += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
     for model, scenario, mode in wanted:

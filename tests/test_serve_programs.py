@@ -54,7 +54,7 @@ def test_audit_passes_and_misses_its_gate(folder):
     assert "Samples per second" in done.stdout and "Audit    : audit.config" in done.stdout
     arguments.append("--test_mode=AccuracyOnly")
     done = call(folder, "audit.py", *arguments, "--config_ver=high_accuracy", "--reference-f1=101")
-    assert done.returncode == 1 and "wanted 100.899" in done.stdout and "gate high_accuracy missed" in done.stderr
+    assert done.returncode == 1 and "target 100.899" in done.stdout and "gate high_accuracy missed" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The accuracy gates and the reference's F1."""
+"""The accuracy gates: which F1 a model has to reach, and whether it does."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from bertjax import rundir
@@ -14,6 +15,48 @@ GATES = {"default": 0.99, "high_accuracy": 0.999}  # shares of the FP32 referenc
 REFERENCE_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 REFERENCE_QUESTIONS = 10_570
 REFERENCE_F1 = 90.874
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """An F1 against a gate. Scores in percent."""
+
+    gate: str  # one of GATES
+    f1: float
+    reference: float  # the F1 that the gate is a share of
+    whose: str  # that reference's owner
+
+    @property
+    def target(self) -> float:
+        """The least F1 that passes."""
+        return GATES[self.gate] * self.reference
+
+    @property
+    def passed(self) -> bool:
+        return self.f1 >= self.target
+
+    def __str__(self) -> str:
+        return (
+            f"Accuracy gate {self.gate}: F1 {self.f1:.3f}, target {self.target:.3f} = {GATES[self.gate]:.1%} of"
+            f" {self.reference:.3f} ({self.whose}): {'passed' if self.passed else 'MISSED'}"
+        )
+
+
+def judge(f1: float, gate: str, *, model: Path, questions: int, reference: float | None) -> Verdict:
+    """Hold an F1 against a gate.
+
+    Args:
+      gate: one of GATES.
+      questions: how many the F1 was scored on.
+      reference: the F1 that the gate is a share of; None: `reference_f1`.
+
+    Raises:
+      UserError: there is no such gate; or without a `reference`, as `reference_f1`.
+    """
+    if gate not in GATES:
+        raise UserError(f"--config_ver={gate}: unknown; choose one of {', '.join(GATES)}")
+    found, whose = (reference, "--reference-f1") if reference else reference_f1(model, questions)
+    return Verdict(gate=gate, f1=f1, reference=found, whose=whose)
 
 
 def reference_f1(model: Path, questions: int) -> tuple[float, str]:

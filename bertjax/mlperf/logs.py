@@ -1,9 +1,11 @@
-"""What a run gave, read from LoadGen's own logs."""
+"""Log folders, and what LoadGen's own logs in them say."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,9 @@ from bertjax.data.answers import predict
 from bertjax.data.dataset import Dataset
 from bertjax.data.metrics import Score, score
 from bertjax.errors import WorkFailed
+from bertjax.files import disk_error
 
+LOGS = Path("build/logs")
 PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
 _MARK = ":::MLLOG "
 
@@ -31,6 +35,25 @@ class Performance:
     latency_ns: dict[str, int]  # min, mean, max and PERCENTILES
     target_latency_ns: int | None  # Server only: the bound of its 99th percentile
     early_stopping: tuple[str, ...]  # LoadGen's notes on whether the queries suffice for the percentile
+
+
+def new_log_root(name: str) -> Path:
+    """Make a new folder `build/logs/<time>-<name>`, this call's own whatever else starts in the same second.
+
+    Raises:
+      UserError, WorkFailed: it cannot be made.
+    """
+    stamp = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    for number in itertools.count(1):
+        folder = LOGS / (stamp if number == 1 else f"{stamp}-{number}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise disk_error(folder, error) from None
+        return folder
+    raise AssertionError("numbers have no end")
 
 
 def read_detail_log(log_dir: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 
-from bertjax.errors import WorkFailed
+from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import session
 from bertjax.mlperf.conf import SHORT_SECONDS, read_user_conf, server_bound_seconds
 from bertjax.mlperf.result import Result
@@ -72,6 +72,16 @@ class Peak:
     confirmed: Result  # the run of full length at the highest VALID rate
     probes: tuple[Probe, ...]  # in the order in which they ran
     bound_seconds: float  # of the 99th percentile
+
+
+def check(settings: SessionSettings) -> None:
+    """Check that a search can begin with these settings.
+
+    Raises:
+      UserError: they are not of Server in PerformanceOnly, or name a rate.
+    """
+    if (settings.scenario, settings.mode) != ("Server", "PerformanceOnly") or settings.target_qps is not None:
+        raise UserError("--find-peak: goes with --scenario Server in PerformanceOnly, and finds --target-qps itself")
 
 
 def server_peak(settings: SessionSettings, on_probe: Callable[[Probe, float], None]) -> Peak:

@@ -1,12 +1,14 @@
 """LoadGen's modes, an auditor's settings, and what is written beside LoadGen's logs."""
 
+import concurrent.futures
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
 from bertjax.errors import UserError
-from bertjax.mlperf import session
+from bertjax.mlperf import logs, session
 from bertjax.mlperf.logs import read_detail_log
 from bertjax.mlperf.output import format_result
 from tests.mlperf.test_session import settings_for
@@ -82,3 +84,12 @@ def test_an_audit_conf_that_loadgen_would_pass_over_is_told(run_dir, tmp_path, l
 def test_an_audit_conf_that_is_not_there_is_told(run_dir, tmp_path):
     with pytest.raises(UserError, match="none.conf: not readable as text .*--audit-conf wants"):
         session.check(settings_for(run_dir, tmp_path, audit_conf=tmp_path / "none.conf"))
+
+
+def test_every_call_gets_a_log_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logs.time, "strftime", lambda form: "20260101-000000")
+    with concurrent.futures.ThreadPoolExecutor(8) as threads:
+        made = list(threads.map(lambda _: logs.new_log_root("student"), range(8)))
+    assert len(set(made)) == 8 and all(folder.is_dir() for folder in made)
+    assert Path("build/logs/20260101-000000-student") in made
