@@ -1,12 +1,12 @@
-"""What each choice in distillation, pruning in rounds and quantization-aware training gives: validation F1 by row.
+"""Validation F1 by choices in distillation, pruning in rounds and quantization-aware training.
 
     python benchmarks/distillation.py --run runs/minilm --flops-reduction 3 --train-questions 8000 --epochs 2
 
-Every row distils the teacher of `--run` on the same slice of its training file; the first row is the default, each
-other one changes one thing. Rows that change nothing before distillation start from the first row's pruned student,
-those on the INT8 grid from its calibrated one. F1 is that of the run's whole validation file, of which the run's
-`--val-questions` also choose the step that is kept. Run the same command again to continue an interrupted one: each row
-is a run directory of its own, and what is done is not done again.
+Every row distils the teacher of `--run` on the same slice of its training file; the first row is the default, and each
+other row changes one thing. Rows that change nothing before distillation start from the first row's pruned student,
+those on the INT8 grid from its calibrated student. F1 is measured on the run's whole validation file; the run's
+`--val-questions` of it also choose the step that is kept. The same command continues an interrupted one: each row is a
+run directory of its own, and finished stages are not run again.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from typing import Any
 
 import jax
 
+import bench
 from bertjax import programs, rundir
 from bertjax.errors import UserError
 from bertjax.pipeline import stages
@@ -31,7 +32,7 @@ from bertjax.pipeline.settings import RunSettings
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Row:
-    """One thing that is changed, and the stage whose F1 tells what it gives."""
+    """The settings that a row changes, and the stage whose F1 it shows."""
 
     changes: Mapping[str, Any]
     stage: str = "distilled"
@@ -55,7 +56,7 @@ ROWS = {
     "qat-learned-scales": Row(changes={"learned_scales": True}, stage="int8"),
     "qat-averaged": Row(changes={"ema": 0.99}, stage="int8"),
 }
-SHARED = {  # what a row takes from the first one, and the stages whose figures come with it
+SHARED = {  # by kind of row: what it takes from the first row, and the stages whose figures come with that
     "distilled": (("teacher", "work/teacher-outputs", "work/importance.npz", "work/pruned"), ("teacher", "pruned")),
     "int8": (
         ("teacher", "work/teacher-outputs", "work/pruned", "student", "work/ptq"),
@@ -66,7 +67,7 @@ SHARED = {  # what a row takes from the first one, and the stages whose figures 
 
 
 def read_settings(run: Path) -> RunSettings:
-    """The settings of a run whose teacher is finished, without what made the teacher."""
+    """The settings of a run whose teacher is finished, without those that made the teacher."""
     recorded = rundir.read_settings(run)
     if not recorded or not (run / "teacher" / "config.json").exists():
         raise UserError(f"--run {run}: no run directory with a finished teacher; make one with train/distill.py")
@@ -82,22 +83,22 @@ def read_settings(run: Path) -> RunSettings:
     return RunSettings(**(found | own))
 
 
-def run_row(settings: RunSettings, name: str, folder: Path, command: str) -> dict[str, Any]:
+def run_row(settings: RunSettings, name: str, folder: Path) -> dict[str, Any]:
     """Run or continue a row; the figures of its stages."""
     row, place = ROWS[name], folder / name
     if name == FIRST:
-        skip = ("qat",)
+        skip: tuple[str, ...] = ("qat",)
     else:
         skip = () if row.stage == "int8" else ("calibrate", "qat")
         _share(folder / FIRST, place, "rounds" if "pruning_rounds" in row.changes else row.stage)
     settings = dataclasses.replace(settings, output=str(place), skip=skip, **row.changes)
-    stages.run_pipeline(settings, command)
+    stages.run_pipeline(settings, shlex.join(["python", *sys.argv]))
     jax.clear_caches()  # every row compiles steps of its own
     return rundir.read_metrics(place)["stages"]
 
 
 def _share(first: Path, place: Path, what: str) -> None:
-    """Link what the first row has made, and take over its figures."""
+    """Link the first row's folders into a row's, and copy its figures."""
     names, stages = SHARED[what]
     for name in names:
         target = place / name
@@ -109,35 +110,50 @@ def _share(first: Path, place: Path, what: str) -> None:
         rundir.update_metrics(place, {"stages": {stage: figures[stage] for stage in stages}})
 
 
-def table(seeds: Sequence[int], found: Mapping[str, Sequence[float]], teacher: Sequence[float]) -> str:
-    """Markdown; `found` and `teacher` hold F1 for each of `seeds`."""
-    header = ["row", *(f"F1, seed {seed}" for seed in seeds), "against default", "of teacher"]
-    lines = [header, ["---"] * len(header), ["teacher", *(f"{f1:.2f}" for f1 in teacher), "", ""]]
-    for name, scores in found.items():
-        change = statistics.mean(own - base for own, base in zip(scores, found[FIRST], strict=True))
-        share = statistics.mean(100 * own / whole for own, whole in zip(scores, teacher, strict=True))
-        lines.append([name, *(f"{f1:.2f}" for f1 in scores), f"{change:+.2f}", f"{share:.1f} %"])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+def tabulate(found: Mapping[str, Sequence[bench.Row]], seeds: Sequence[int]) -> bench.Table:
+    """F1 of each row for each seed; change and share are means over the seeds.
+
+    Args:
+      found: the figures of a row's stages for each of `seeds`; those of the teacher come with every row.
+    """
+    teacher = [stages["teacher"]["f1"] for stages in found[FIRST]]
+    default = [stages[ROWS[FIRST].stage]["f1"] for stages in found[FIRST]]
+    rows = [{"row": "teacher", "f1_change": None, "teacher_share": None} | _by_seed(seeds, teacher)]
+    for name, figures in found.items():
+        scores = [stages[ROWS[name].stage]["f1"] for stages in figures]
+        change = statistics.mean(own - base for own, base in zip(scores, default, strict=True))
+        share = statistics.mean(own / whole for own, whole in zip(scores, teacher, strict=True))
+        rows.append({"row": name, "f1_change": change, "teacher_share": share} | _by_seed(seeds, scores))
+    columns = {"row": "{row}"} | {f"F1, seed {seed}": f"{{f1_seed_{seed}:.2f}}" for seed in seeds}
+    columns |= {"against default": "{f1_change:+.2f}", "of teacher": "{teacher_share:.1%}"}
+    return bench.Table(name="distillation", columns=columns, rows=rows)
+
+
+def _by_seed(seeds: Sequence[int], scores: Sequence[float]) -> bench.Row:
+    return {f"f1_seed_{seed}": score for seed, score in zip(seeds, scores, strict=True)}
+
+
+def parse() -> argparse.Namespace:
+    parser = bench.flags("distillation", __doc__)
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="run whose teacher, files and other settings are used")
+    add("--output", type=Path, default=Path("runs/distillation"), metavar="DIR", help="where the rows are kept")
+    add("--flops-reduction", type=float, metavar="N", help="how many times fewer MACs (default: the run's)")
+    add("--train-questions", type=int, default=8000, metavar="N", help="training questions, drawn (default 8000)")
+    add("--epochs", type=float, default=1.0, metavar="N", help="epochs of distillation over them (default 1)")
+    add("--qat-epochs", type=float, default=0.5, metavar="N", help="epochs on the INT8 grid (default 0.5)")
+    add("--seeds", default="0", metavar="N,N", help="one or several (default 0)")
+    add("--rows", default=",".join(ROWS), metavar="NAME,NAME", help="rows to run (default: %(default)s)")
+    options = parser.parse_args()
+    if unknown := [name for name in options.rows.split(",") if name not in ROWS]:
+        raise UserError(f"--rows {','.join(unknown)}: unknown; there are {', '.join(ROWS)}")
+    if not all(seed.isdigit() for seed in options.seeds.split(",")):
+        raise UserError(f"--seeds {options.seeds}: must be whole numbers with commas between them")
+    return options
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--run", type=Path, required=True, help="run directory whose teacher, files and other settings are used")
-    add("--output", type=Path, default=Path("runs/distillation"), help="where the rows are kept")
-    add("--flops-reduction", type=float, help="how many times fewer multiply-accumulates (default: the run's)")
-    add("--train-questions", type=int, default=8000, help="questions of the training file, drawn (default 8000)")
-    add("--epochs", type=float, default=1.0, help="epochs of distillation over them (default 1)")
-    add("--qat-epochs", type=float, default=0.5, help="epochs on the INT8 grid (default 0.5)")
-    add("--seeds", default="0", help="one or several, with commas between them (default 0)")
-    add("--rows", default=",".join(ROWS), help="rows to run, with commas between them (default: %(default)s)")
-    options = parser.parse_args()
-
-    wanted = options.rows.split(",")
-    if unknown := [name for name in wanted if name not in ROWS]:
-        raise UserError(f"--rows {','.join(unknown)}: unknown; there are {', '.join(ROWS)}")
-    if not all(seed.isdigit() for seed in options.seeds.split(",")):
-        raise UserError(f"--seeds {options.seeds}: whole numbers with commas between them are wanted")
+    options = parse()
     settings = dataclasses.replace(
         read_settings(options.run),
         train_questions=options.train_questions,
@@ -146,17 +162,14 @@ def main() -> None:
     )
     if options.flops_reduction:
         settings = dataclasses.replace(settings, flops_reduction=options.flops_reduction)
-    found: dict[str, list[float]] = {name: [] for name in ROWS if name in {FIRST, *wanted}}
-    teacher: list[float] = []
-    command = shlex.join(["python", *sys.argv])
+    names = [name for name in ROWS if name in {FIRST, *options.rows.split(",")}]
+    found: dict[str, list[bench.Row]] = {name: [] for name in names}
     seeds = [int(seed) for seed in options.seeds.split(",")]
     for seed in seeds:
         seeded, folder = dataclasses.replace(settings, seed=seed), options.output / f"seed-{seed}"
-        for name in found:
-            stages = run_row(seeded, FIRST if name == "calibrated" else name, folder, command)
-            found[name].append(stages[ROWS[name].stage]["f1"])
-        teacher.append(stages["teacher"]["f1"])
-    print(f"\n{table(seeds, found, teacher)}")
+        for name in names:
+            found[name].append(run_row(seeded, FIRST if name == "calibrated" else name, folder))
+    bench.report(options, tabulate(found, seeds))
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""What building engines at BERT-large's size takes, and what the engines do in INT8. No GPU is needed.
+"""Time and memory of building engines at BERT-large's size, and how much of them is INT8. No GPU is needed.
 
     python benchmarks/engines.py
+    python benchmarks/engines.py --model student-int8 --model runs/minilm/student-int8
 
 Writes model directories with random weights to a temporary folder and runs export/to_onnx.py and export/to_trt.py on
-them, one program at a time: seconds by the clock, peak memory of the process, sizes, and the account's totals. Weights
-do not change what TensorRT does with a graph; shapes do. The student's are those of a BERT-large with 5.6 times fewer
-multiply-accumulates, cut unevenly: layers with one head, without attention, without FFN.
+them, one program at a time: wall time, peak memory of the process, sizes, and the account's totals. What TensorRT does
+with a graph depends on its shapes, not on its weights. The student's shapes are those of a BERT-large with 5.6 times
+fewer multiply-accumulates, cut unevenly: layers with one head, without attention, without FFN. A directory as --model
+stands for its shapes.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import os
@@ -21,8 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import bench
 from bertjax import programs
-from bertjax.display import text_table
 from bertjax.engines.timing.shapes import cut_bert_large
 from bertjax.errors import WorkFailed
 from bertjax.modeldir import store
@@ -48,7 +49,7 @@ def models() -> dict[str, Model]:
         "bert-large-int8": Model(config=dataclasses.replace(large, quantization=student.quantization)),
         "bert-large-fp16": Model(config=large),
         "bert-large-fp32": Model(config=large, flavour="cpu"),
-        # Past 2 GB, where an ONNX file's weights go into a second file.
+        # Past 2 GB, an ONNX file's weights go into a second file.
         "44-layers-fp32": Model(config=dataclasses.replace(large, layers=large.layers[:1] * 44), flavour="cpu"),
     }
 
@@ -57,10 +58,10 @@ def run_program(program: str, *flags: str) -> tuple[float, int, str]:
     """Run a program of export/.
 
     Returns:
-      Seconds by the clock, peak memory in bytes, and what it printed.
+      Wall time in seconds, peak memory in bytes, and its output.
 
     Raises:
-      WorkFailed: it did.
+      WorkFailed: the program failed.
     """
     begin = time.perf_counter()
     with tempfile.TemporaryFile("w+") as printed:
@@ -72,65 +73,70 @@ def run_program(program: str, *flags: str) -> tuple[float, int, str]:
         return time.perf_counter() - begin, usage.ru_maxrss * 1024, printed.read()
 
 
-def measure(directory: Path, model: Model) -> dict[str, Any]:
-    """Export and build one model; everything that its row shows, and the account as printed."""
+def measure(directory: Path, model: Model) -> tuple[bench.Row, str]:
+    """Export and build one model in `directory`; the figures of its row, and the account as printed."""
     store.save(directory, random_model(model.config), tokenizer_from=directory)
-    seconds, memory, _ = run_program("to_onnx.py", "--model", str(directory), "--flavour", model.flavour)
-    result: dict[str, Any] = {"export_seconds": seconds, "export_bytes": memory}
-    result["onnx_bytes"] = sum(path.stat().st_size for path in directory.glob("model*.onnx*"))
+    export_seconds, export_peak, _ = run_program("to_onnx.py", "--model", str(directory), "--flavour", model.flavour)
+    onnx_bytes = sum(path.stat().st_size for path in directory.glob("model*.onnx*"))
     flags = ["--require-int8"] if model.config.quantization else []
-    seconds, memory, printed = run_program(
+    build_seconds, build_peak, printed = run_program(
         "to_trt.py", "--model", str(directory), "--flavour", model.flavour, "--compute-capability", "8.9", *flags
     )
     record = json.loads((directory / "engine.json").read_text())
     totals = [profile["account"]["totals"] for profile in record["profiles"]]
-    return result | {
-        "build_seconds": seconds,
-        "build_bytes": memory,
+    row = {
+        "macs": count_macs(model.config, 384),
+        "onnx_bytes": onnx_bytes,
+        "export_seconds": export_seconds,
+        "export_peak_bytes": export_peak,
+        "build_seconds": build_seconds,
+        "build_peak_bytes": build_peak,
         "engine_bytes": record["engine_bytes"],
         "library": f"{record['library']} {record['library_version']}",
-        "totals": totals,
-        "account": printed,
+        "int8_gemms": each_profile(totals, "int8_gemms", "dense_layers"),
+        "fused_attention": each_profile(totals, "fused_attention", "attention_layers"),
+        "merged_qkv": each_profile(totals, "merged_qkv", "attention_layers"),
     }
+    return row, printed
 
 
-def row(name: str, config: BertConfig, result: dict[str, Any]) -> list[str]:
-    def each(key: str, of: str) -> str:
-        """A total of every profile, once where they are equal."""
-        return " / ".join(dict.fromkeys(f"{total[key]} of {total[of]}" for total in result["totals"]))
-
-    return [
-        name,
-        f"{count_macs(config, 384) / 1e9:.1f}",
-        f"{result['onnx_bytes'] / 1e6:.0f}",
-        f"{result['export_seconds']:.0f}",
-        f"{result['export_bytes'] / 1e9:.1f}",
-        f"{result['build_seconds']:.0f}",
-        f"{result['build_bytes'] / 1e9:.1f}",
-        f"{result['engine_bytes'] / 1e6:.0f}",
-        each("int8_gemms", "dense_layers"),
-        each("fused_attention", "attention_layers"),
-        each("merged_qkv", "attention_layers"),
-    ]
+def each_profile(totals: list[dict[str, Any]], key: str, of: str) -> str:
+    """A total of every profile, once where they are equal."""
+    return " / ".join(dict.fromkeys(f"{total[key]} of {total[of]}" for total in totals))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.flags("engines", __doc__)
     known = models()
-    parser.add_argument("--model", action="append", choices=known, help="may be given several times (default: all)")
+    parser.add_argument(
+        "--model", action="append", metavar="NAME", help=f"several times: {', '.join(known)}, or DIR (default: all)"
+    )
     parser.add_argument("--accounts", action="store_true", help="print every engine's account, layer by layer, too")
     options = parser.parse_args()
 
     rows = []
     for name in options.model or known:
+        model = known[name] if name in known else Model(config=bench.load_config(Path(name)))
         with tempfile.TemporaryDirectory() as folder:
-            result = measure(Path(folder) / "model", known[name])
-        print(f"{name}: {result['library']}, {result['build_seconds']:.0f} s", file=sys.stderr)
+            row, account = measure(Path(folder) / "model", model)
+        rows.append({"model": name} | row)
+        print(f"{name}: {row['library']}, {row['build_seconds']:.0f} s", file=sys.stderr)
         if options.accounts:
-            print(f"{name}\n{result['account']}")
-        rows.append(row(name, known[name].config, result))
-    header = ["model", "GMAC at 384", "ONNX MB", "export s", "GB", "build s", "GB", "engine MB"]
-    print(text_table([*header, "INT8 GEMMs", "attention fused", "Q/K/V merged"], rows))
+            print(f"{name}\n{account}")
+    columns: dict[str, bench.Cell] = {
+        "model": "{model}",
+        "GMAC at 384": lambda row: f"{row['macs'] / 1e9:.1f}",
+        "ONNX MB": lambda row: f"{row['onnx_bytes'] / 1e6:.0f}",
+        "export s": "{export_seconds:.0f}",
+        "GB": lambda row: f"{row['export_peak_bytes'] / 1e9:.1f}",
+        "build s": "{build_seconds:.0f}",
+        "GB ": lambda row: f"{row['build_peak_bytes'] / 1e9:.1f}",
+        "engine MB": lambda row: f"{row['engine_bytes'] / 1e6:.0f}",
+        "INT8 GEMMs": "{int8_gemms}",
+        "fused attention": "{fused_attention}",
+        "merged Q/K/V": "{merged_qkv}",
+    }
+    bench.report(options, bench.Table(name="engines", columns=columns, rows=rows))
 
 
 if __name__ == "__main__":

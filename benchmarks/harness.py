@@ -1,12 +1,12 @@
-"""What the harness itself can carry, and what share of a run with a real model it takes.
+"""The rates that the harness reaches without a model, and its share of a run with one.
 
     python benchmarks/harness.py --model runs/minilm/student-int8
 
-First Offline and Server with the no-op backend, through LoadGen and the queues that serve a model: the rates that the
-harness reaches where a model costs nothing. Then Offline and Server with the model: of the run, how long its threads
-were busy outside `Backend.infer` (taking samples from LoadGen, making batches, gathering, handing answers back), as a
-share of the run's time times the number of streams. Times are of the threads' CPU clocks, so that waiting is no work.
-Server's rate is met where LoadGen calls the run valid; how far the issuing thread fell behind shows in the p99.
+First Offline and Server with the no-op backend, through LoadGen and the queues that serve a model. Then Offline and
+Server with the model: how long the run's threads were busy outside `Backend.infer` (taking samples from LoadGen, making
+batches, gathering, handing answers back), as a share of the run's time multiplied by the number of streams. Times are
+those of the threads' CPU clocks, so waiting does not count. Server has reached its target where LoadGen calls the run
+valid; the p99 shows how far the issuing thread fell behind.
 """
 
 from __future__ import annotations
@@ -21,25 +21,29 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import tqdm
 
+import bench
 from bertjax import programs, rundir
 from bertjax.engines.backend import Backend, Logits
 from bertjax.engines.choose import open_backend
 from bertjax.errors import WorkFailed
 from bertjax.mlperf import session
-from bertjax.mlperf.result import Result
+from bertjax.mlperf.result import Performance, Result
 
-OFFLINE_QPS, SERVER_QPS = 400_000.0, 50_000.0  # what the harness is to reach
+OFFLINE_QPS, SERVER_QPS = 400_000.0, 50_000.0  # targets without a model
 REAL_SERVER_SHARE = 0.5  # of the model's Offline rate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Spent:
-    """Seconds of one run outside the backend: of worker threads, and of the thread that LoadGen issues from."""
+    """CPU seconds of a run outside the backend, of worker threads and of LoadGen's issuing thread; wall time `run`."""
 
     workers: float
     issuing: float
@@ -55,14 +59,14 @@ def timed_backend(backend: Backend, inside: dict[int, float]) -> Backend:
     """The backend itself, whose `infer` adds its caller's CPU seconds to `inside`, by thread."""
     infer = backend.infer
 
-    def timed_infer(*batch: np.ndarray) -> Logits:
+    def timed_infer(input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         begin, thread = time.thread_time(), threading.get_ident()
         try:
-            return infer(*batch)
+            return infer(input_ids, attention_mask, token_type_ids)
         finally:
             inside[thread] = inside.get(thread, 0.0) + time.thread_time() - begin
 
-    backend.infer = timed_infer  # in place, so that it stays what it is
+    backend.infer = timed_infer  # type: ignore[method-assign]  # a wrapper would hide the engine's other methods
     return backend
 
 
@@ -92,17 +96,18 @@ def watched_run(settings: session.SessionSettings, confs: session.Confs) -> tupl
             super().issue(ids, indices)
             spent["issuing"] += time.thread_time() - begin
 
-    session_process.SystemUnderTest = Timed
     run_test = session_process.loadgen.run_test
 
-    @functools.wraps(run_test)
     def timed_test(*args: Any) -> None:
         begin = time.monotonic()
         run_test(*args)
         spent["run"] = time.monotonic() - begin
 
-    session_process.loadgen.run_test = timed_test
-    result = session_process.hold(settings, confs, open_with)
+    with (
+        mock.patch.object(session_process, "SystemUnderTest", Timed),
+        mock.patch.object(session_process.loadgen, "run_test", timed_test),
+    ):
+        result = session_process.hold(settings, confs, open_with)
     return result, Spent(**spent, streams=result.layout.streams)
 
 
@@ -111,53 +116,80 @@ def run_apart(settings: session.SessionSettings) -> tuple[Result, Spent]:
     content = pickle.dumps((settings, session.check(settings)))
     done = subprocess.run([sys.executable, __file__, "--child"], input=content, stdout=subprocess.PIPE, check=False)
     if done.returncode != 0:
-        raise WorkFailed(f"the {settings.scenario} run of {settings.model} failed; what it said is above")
-    return pickle.loads(done.stdout)
+        raise WorkFailed(f"the {settings.scenario} run of {settings.model} failed; its message is above")
+    result, spent = pickle.loads(done.stdout)
+    return result, Spent(**spent)
+
+
+def performance_of(result: Result) -> Performance:
+    assert result.performance is not None, "the run was PerformanceOnly"
+    return result.performance
+
+
+def row_of(result: Result, spent: Spent, asked: float | None) -> bench.Row:
+    found = performance_of(result)
+    return {
+        "scenario": result.scenario,
+        "backend": result.backend,
+        "target_samples_per_second": asked,
+        "samples_per_second": found.samples_per_second,
+        "p99_seconds": found.latency_ns["99.00"] / 1e9,
+        "valid": found.valid,
+        "outside_share": spent.share,
+    }
+
+
+def measure(options: argparse.Namespace, logs: Path) -> Iterator[bench.Row]:
+    """Offline and Server without a model, then both with it."""
+    make = functools.partial(
+        session.SessionSettings,
+        model=options.model,
+        data=options.data or rundir.default_data(options.model),
+        mode="PerformanceOnly",
+        log_root=logs,
+        windows=rundir.window_settings(options.model),
+        duration_seconds=options.duration,
+    )
+    targets = {"Offline": OFFLINE_QPS} if options.offline_only else {"Offline": OFFLINE_QPS, "Server": SERVER_QPS}
+    for scenario, qps in targets.items():
+        settings = make(scenario=scenario, backend="noop", streams=options.streams, target_qps=qps)
+        yield row_of(*run_apart(settings), qps)
+    offline, spent = run_apart(make(scenario="Offline", backend=options.backend))
+    yield row_of(offline, spent, None)
+    if options.offline_only:
+        return
+    qps = REAL_SERVER_SHARE * performance_of(offline).samples_per_second
+    yield row_of(*run_apart(make(scenario="Server", backend=options.backend, target_qps=qps)), qps)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.flags("harness", __doc__)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="model directory")
-    add("--data", type=Path, help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
+    add("--model", type=Path, required=True, metavar="DIR", help="model directory")
+    add("--data", type=Path, metavar="FILE", help="SQuAD v1.1 file (default: the evaluation file of the model's run)")
     add("--backend", default="auto", help="the model's backend (default: auto)")
-    add("--streams", type=int, default=1, help="worker threads of the no-op backend (default 1)")
-    add("--duration", type=float, default=5.0, help="least seconds of each run (default 5)")
+    add("--streams", type=int, default=1, metavar="N", help="worker threads of the no-op backend (default 1)")
+    add("--duration", type=float, default=5.0, metavar="N", help="least seconds of each run (default 5)")
+    add("--offline-only", action="store_true", help="leave out Server")
     options = parser.parse_args()
 
-    print("| run | asked for | samples/s | p99 ms | valid | outside the backend |\n|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as logs:
-        make = functools.partial(
-            session.SessionSettings,
-            model=options.model,
-            data=options.data or rundir.default_data(options.model),
-            mode="PerformanceOnly",
-            log_root=Path(logs),
-            windows=rundir.window_settings(options.model),
-            duration_seconds=options.duration,
-        )
-        for scenario, qps in (("Offline", OFFLINE_QPS), ("Server", SERVER_QPS)):
-            settings = make(scenario=scenario, backend="noop", streams=options.streams, target_qps=qps)
-            _print_row(*run_apart(settings), qps)
-        offline, spent = run_apart(make(scenario="Offline", backend=options.backend))
-        _print_row(offline, spent, None)
-        qps = REAL_SERVER_SHARE * offline.performance.samples_per_second
-        _print_row(*run_apart(make(scenario="Server", backend=options.backend, target_qps=qps)), qps)
-
-
-def _print_row(result: Result, spent: Spent, asked: float | None) -> None:
-    found = result.performance
-    wanted = "-" if asked is None else f"{asked:,.0f}"
-    print(
-        f"| {result.scenario}, {result.backend} | {wanted} | {found.samples_per_second:,.0f} |"
-        f" {found.latency_ns['99.00'] / 1e6:,.1f} | {'yes' if found.valid else 'no'} | {spent.share:.2%} |",
-        flush=True,
-    )
+        rows = list(tqdm.tqdm(measure(options, Path(logs)), desc="runs", leave=False, disable=None))
+    columns: dict[str, bench.Cell] = {
+        "run": "{scenario}, {backend}",
+        "target": "{target_samples_per_second:,.0f}",
+        "samples/s": "{samples_per_second:,.0f}",
+        "p99, ms": lambda row: f"{1e3 * row['p99_seconds']:,.1f}",
+        "valid": lambda row: "yes" if row["valid"] else "no",
+        "outside the backend": "{outside_share:.2%}",
+    }
+    bench.report(options, bench.Table(name="harness", columns=columns, rows=rows))
 
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--child"]:
-        sys.stdout.buffer.write(pickle.dumps(watched_run(*pickle.load(sys.stdin.buffer))))
+        result, spent = watched_run(*pickle.load(sys.stdin.buffer))
+        sys.stdout.buffer.write(pickle.dumps((result, dataclasses.asdict(spent))))
         sys.stdout.flush()
         os._exit(0)
     programs.run(main)

@@ -1,11 +1,11 @@
-"""What INT8 costs, by activation scales, calibrator and placement of Q/DQ, before training; what TensorRT makes of it.
+"""What INT8 costs by activation scales, calibrator and placement of Q/DQ, before training; what TensorRT makes of it.
 
     python benchmarks/quantization.py --model runs/minilm/student --train-file train.json.gz --data val.json.gz \\
         --output runs/quantization
 
 Every row calibrates the same floating-point student on the same training windows and leaves a model directory
-`OUTPUT/PLACEMENT-SCALES-CALIBRATOR`; `benchmarks/backends.py --model` measures its speed. Rows that are there are not
-made again.
+`OUTPUT/PLACEMENT-SCALES-CALIBRATOR`, whose speed `benchmarks/backends.py --model` measures. Rows whose directories
+exist are not made again.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from pathlib import Path
 from typing import get_args
 
 import numpy as np
+import tqdm
 from scipy.special import rel_entr, softmax
 
-from bertjax import files, programs, rundir
-from bertjax.data.dataset import Dataset, load_dataset
-from bertjax.data.tokenizer import load_tokenizer
-from bertjax.display import text_table
+import bench
+from bertjax import files, programs
+from bertjax.data.dataset import Dataset
 from bertjax.errors import UserError
 from bertjax.model.bert import Model
 from bertjax.model.inference import Evaluation, Evaluator
@@ -32,17 +32,35 @@ from bertjax.modeldir.config import ActivationScales, Quantization
 from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
 from bertjax.quantization.calibrators import CALIBRATORS
 
-PLACEMENTS = {"dense": (), "attention": ("attention",), "residual": ("residual",), "all": ("attention", "residual")}
-SCALES: tuple[str, ...] = get_args(ActivationScales)
+PLACEMENTS: dict[str, tuple[str, ...]] = {
+    "dense": (),
+    "attention": ("attention",),
+    "residual": ("residual",),
+    "all": ("attention", "residual"),
+}
+SCALES: tuple[ActivationScales, ...] = get_args(ActivationScales)
+COLUMNS = {
+    "INT8": "{placement}",
+    "a scale for each": "{activation_scales}",
+    "calibrator": "{calibrator}",
+    "EM": "{exact_match:.2f}",
+    "F1": "{f1:.2f}",
+    "against float": "{f1_change:+.2f}",
+    "KL": "{kl_nats:.4f}",
+    "INT8 GEMMs": "{int8_gemms}",
+    "fused attention": "{fused_attention}",
+    "residual adds": "{residual_reads}",
+    "steps": "{steps}",
+}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Bench:
+class Rows:
     """What all rows share."""
 
     student: Model
     source: Path  # the student's directory
-    ranges: dict[str, Ranges]  # by what has a scale, a feature or a tensor
+    ranges: dict[str, Ranges]  # by what has a scale: each feature or each tensor
     exact: Evaluation  # of the student itself
     data: Dataset
     output: Path
@@ -56,7 +74,7 @@ class Bench:
             files.write_file_aside(path, json.dumps(scores | {"kl": divergence(self.exact, found)}))
         return json.loads(path.read_text())
 
-    def row(self, placement: str, record: Quantization) -> list[str]:
+    def make(self, placement: str, record: Quantization) -> bench.Row:
         """Quantize, save, score and build one row's model."""
         directory = self.output / f"{placement}-{record.activation_scales}-{record.calibrator}"
         config = dataclasses.replace(self.student.config, quantization=record)
@@ -64,9 +82,25 @@ class Bench:
         if not directory.exists():
             store.save(directory, Model(config=config, params=params).stored(), tokenizer_from=self.source)
         found = self.score(directory.name, Model(config=config, params=params))
-        scores = [f"{found['exact_match']:.2f}", f"{found['f1']:.2f}", f"{found['f1'] - self.exact.score.f1:+.2f}"]
-        scores.append(f"{found['kl']:.4f}")
-        return [placement, record.activation_scales, record.calibrator, *scores, *tensorrt_cells(directory)]
+        row = {
+            "placement": placement,
+            "activation_scales": record.activation_scales,
+            "calibrator": record.calibrator,
+            "exact_match": found["exact_match"],
+            "f1": found["f1"],
+            "f1_change": found["f1"] - self.exact.score.f1,
+            "kl_nats": found["kl"],
+        }
+        return row | in_tensorrt(directory)
+
+    def first(self) -> bench.Row:
+        """The row of the floating-point student."""
+        row = dict.fromkeys(
+            ("activation_scales", "calibrator", "f1_change", "kl_nats")
+            + ("int8_gemms", "fused_attention", "residual_reads", "steps")
+        )
+        exact = self.exact.score
+        return {"placement": "floating point"} | row | {"exact_match": exact.exact_match, "f1": exact.f1}
 
 
 def divergence(exact: Evaluation, found: Evaluation) -> float:
@@ -75,79 +109,79 @@ def divergence(exact: Evaluation, found: Evaluation) -> float:
     return float(np.mean([rel_entr(softmax(wanted), softmax(given)).sum() for wanted, given in pairs]))
 
 
-def tensorrt_cells(directory: Path) -> list[str]:
-    """INT8 GEMMs, fused attentions and what they multiply, what residual adds read, steps; dashes without TensorRT."""
+def in_tensorrt(directory: Path) -> bench.Row:
+    """INT8 GEMMs, fused attentions and what they multiply, what residual adds read, and steps of a built engine.
+
+    Without TensorRT all are None.
+    """
     from bertjax.tensorrt.build import BuildSettings
     from bertjax.tensorrt.export import export_engine
     from bertjax.tensorrt.source import source_from_directory
 
     source = source_from_directory(directory, "trt")
-    seq = tuple(min(tokens, source.config.max_position_embeddings) for tokens in (64, 192, 384))
+    few, usual, most = (min(tokens, source.config.max_position_embeddings) for tokens in (64, 192, 384))
     try:
-        engine = export_engine(source, BuildSettings(batches=((1, 8, 32),), seq=seq))
+        engine = export_engine(source, BuildSettings(batches=((1, 8, 32),), seq=(few, usual, most)))
     except UserError:
-        return ["-"] * 4
+        return dict.fromkeys(("int8_gemms", "fused_attention", "residual_reads", "steps"))
     totals = engine.accounts[0].totals()
-    return [
-        f"{totals['int8_gemms']} of {totals['dense_layers']}",
-        f"{totals['fused_attention']} of {totals['attention_layers']}, {_counted(totals['attention_dtypes'])}",
-        _counted(totals["residual_reads"]),
-        str(totals["steps"]),
-    ]
+    attention = f"{totals['fused_attention']} of {totals['attention_layers']}"
+    return {
+        "int8_gemms": f"{totals['int8_gemms']} of {totals['dense_layers']}",
+        "fused_attention": f"{attention}, {_counted(totals['attention_dtypes'])}",
+        "residual_reads": _counted(totals["residual_reads"]),
+        "steps": totals["steps"],
+    }
 
 
 def _counted(counter: dict[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in counter.items())
 
 
+def prepare(options: argparse.Namespace) -> Rows:
+    """Score the student and record its ranges under each kind of scale."""
+    subject = bench.load_subject(options.model)
+    model, data = subject.model, subject.read(options.data, questions=options.questions)
+    exact = Evaluator(model.config, data)(model.params, label="float")
+    training = subject.read(options.train_file)
+
+    def ranges(scales: ActivationScales) -> Ranges:
+        record = record_of("all", scales, CALIBRATORS[0], options.examples)
+        everything = dataclasses.replace(model.config, quantization=record)
+        return record_ranges(everything, model.params, training, seed=options.seed)
+
+    by_scales = {scales: ranges(scales) for scales in options.scales}
+    return Rows(student=model, source=options.model, ranges=by_scales, exact=exact, data=data, output=options.output)
+
+
+def record_of(placement: str, scales: ActivationScales, calibrator: str, examples: int) -> Quantization:
+    """The record that a row's `config.json` gets."""
+    return Quantization.calibrated(
+        PLACEMENTS[placement], calibrator=calibrator, calibration_examples=examples, activation_scales=scales
+    )
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.flags("quantization", __doc__)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="model directory of a floating-point student")
-    add("--train-file", type=Path, required=True, help="SQuAD v1.1 file to calibrate on")
-    add("--data", type=Path, required=True, help="SQuAD v1.1 file to score on")
-    add("--output", type=Path, required=True, help="folder for the quantized model directories")
-    add("--scales", nargs="+", choices=SCALES, default=list(SCALES), help="scales of dense inputs: for each of what")
+    add("--model", type=Path, required=True, metavar="DIR", help="model directory of a floating-point student")
+    add("--train-file", type=Path, required=True, metavar="FILE", help="SQuAD v1.1 file to calibrate on")
+    add("--data", type=Path, required=True, metavar="FILE", help="SQuAD v1.1 file to score on")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the quantized model directories")
+    add("--scales", nargs="+", choices=SCALES, default=list(SCALES), help="a scale of dense inputs for each of these")
     add("--calibrator", nargs="+", choices=CALIBRATORS, default=["max"], help="default: max")
-    add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS), help="INT8 beside the dense layers")
-    add("--questions", type=int, help="score on this many questions, drawn at random (default: all)")
-    add("--examples", type=int, default=256, help="training windows to calibrate on (default 256)")
-    add("--seed", type=int, default=0)
+    add("--placement", nargs="+", choices=PLACEMENTS, default=list(PLACEMENTS), help="INT8 besides the dense layers")
+    add("--questions", type=int, metavar="N", help="score on this many questions, drawn at random (default: all)")
+    add("--examples", type=int, default=256, metavar="N", help="training windows to calibrate on (default 256)")
+    add("--seed", type=int, default=0, metavar="N")
     options = parser.parse_args()
 
-    student = Model.of(store.load_question_answering(options.model))
-    if student.config.quantization:
-        raise UserError(f"--model: {options.model} is quantized; name the floating-point student")
-    tokenizer, windows = load_tokenizer(options.model), rundir.window_settings(options.model)
-
-    def record(placement: str, scales: str, calibrator: str) -> Quantization:
-        about = {"activation_scales": scales, "calibrator": calibrator, "calibration_examples": options.examples}
-        return Quantization.calibrated(PLACEMENTS[placement], **about)
-
-    data = load_dataset(options.data, tokenizer, windows, questions=options.questions)
-    exact = Evaluator(student.config, data)(student.params, label="float")
-    training = load_dataset(options.train_file, tokenizer, windows)
-
-    def ranges(scales: str) -> Ranges:
-        everything = dataclasses.replace(student.config, quantization=record("all", scales, CALIBRATORS[0]))
-        return record_ranges(everything, student.params, training, seed=options.seed)
-
-    bench = Bench(
-        student=student,
-        source=options.model,
-        ranges={scales: ranges(scales) for scales in options.scales},
-        exact=exact,
-        data=data,
-        output=options.output,
-    )
-    base = [f"{exact.score.exact_match:.2f}", f"{exact.score.f1:.2f}"]
-    rows = [["floating point", "-", "-", *base, "", "", "-", "-", "-", "-"]]
-    for placement in options.placement:
-        for scales, calibrator in itertools.product(options.scales, options.calibrator):
-            rows.append(bench.row(placement, record(placement, scales, calibrator)))
-            print(*rows[-1], sep="  ", flush=True)
-    header = ["INT8", "a scale for each", "calibrator", "exact match", "F1", "against float", "KL"]
-    print("\n" + text_table([*header, "INT8 GEMMs", "fused attention", "residual adds", "steps"], rows))
+    rows = prepare(options)
+    choices = list(itertools.product(options.placement, options.scales, options.calibrator))
+    found = [rows.first()]
+    for placement, scales, calibrator in tqdm.tqdm(choices, desc="rows", leave=False, disable=None):
+        found.append(rows.make(placement, record_of(placement, scales, calibrator, options.examples)))
+    bench.report(options, bench.Table(name="quantization", columns=COLUMNS, rows=found))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,13 @@
-"""Ways to batch Server's queries, compared by simulation: what rate each keeps to MLPerf's bound of p99 <= 130 ms.
+"""Ways to batch Server's queries, compared by simulation: the highest rate of each within p99 <= 130 ms.
 
     python benchmarks/server_queue.py --model runs/minilm/student-int8
     python benchmarks/server_queue.py --model runs/minilm/student-int8 --cost 3.08e-3 18.4e-6 2.85e-8
 
 Time is simulated, so the machine's other work changes nothing: queries arrive at random (Poisson) with the lengths of
-the evaluation file's windows, and a batch takes what the cost model says. The cost is measured on the model, or given:
-seconds a batch, a padded token, and a pair of tokens. Rates are shares of Offline's rate under the same cost. The
-last rows are the queue that serves (queues.DynamicQueue), the very class on a simulated clock, with batches of up to
-all, half and a quarter of --batch-tokens, from which serving chooses.
+the evaluation file's windows, and a batch takes the time that the cost model gives. The cost is measured on the model
+or given: seconds a batch, a padded token, and a pair of tokens. Rates are shares of Offline's rate under the same cost.
+The last rows are the queue that serves (queues.DynamicQueue), the class itself on a simulated clock, with batches of up
+to all, half and a quarter of --batch-tokens, from which serving chooses.
 """
 
 from __future__ import annotations
@@ -22,10 +22,12 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
-from bertjax import programs
+import bench
+from bertjax import machine, programs, rundir
 from bertjax.data.batching import padded_length, plan_inference
-from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE
-from bertjax.engines.timing.cost import BatchCost
+from bertjax.engines.choose import open_backend
+from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE, open_library
+from bertjax.engines.timing.cost import BatchCost, batch_cost
 from bertjax.mlperf.conf import SERVER_BOUND_MILLISECONDS
 from bertjax.mlperf.queues import Batch, BatchQueue, DynamicQueue
 
@@ -34,24 +36,26 @@ SEEDS = range(3)  # of arrivals; the mean of their p99 counts
 STEP = 0.005  # to which the highest rate is found, as a share of Offline's
 OVERLOAD = 1.2  # of Offline's rate, for a run in which not everything can be in time
 
+MakeQueue = Callable[["Serving", Callable[[], float]], BatchQueue]  # from what is served and a clock
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Serving:
+    """Windows, streams, and the time that their batches take."""
+
     lengths: np.ndarray  # int32 [windows]
     tokens: int  # most padded tokens in a batch
     streams: int
     cost: BatchCost
 
     def offline_rate(self) -> float:
-        """Samples per second where all are there from the beginning."""
+        """Samples per second if all are there from the beginning."""
         longest = int(self.lengths.max())
         plans = plan_inference(self.lengths, tokens=self.tokens, multiple=LENGTH_MULTIPLE, longest=longest)
         seconds = sum(self.cost.seconds(len(plan.rows), plan.length) for plan in plans)
         return self.streams * len(self.lengths) / seconds
 
-    def latencies(
-        self, make_queue: Callable[[Serving, Callable[[], float]], BatchQueue], rate: float, seed: int, seconds: float
-    ) -> tuple[np.ndarray, float]:
+    def latencies(self, make_queue: MakeQueue, rate: float, seed: int, seconds: float) -> tuple[np.ndarray, float]:
         """Seconds of each sample, float64 [samples], and samples per second until the last one's end."""
         random, now = np.random.default_rng(seed), 0.0
         count = round(rate * seconds)
@@ -69,6 +73,7 @@ class Serving:
                 arrived += 1
             now = begin
             batch = queue.take()
+            assert batch is not None, "the queue is open"
             end = begin + self.cost.seconds(len(batch.ids), batch.length)
             done[batch.ids] = end
             ended += len(batch.ids)
@@ -109,7 +114,7 @@ def dynamic(serving: Serving, clock: Callable[[], float], *, share: float) -> Dy
     return DynamicQueue(serving.lengths, tokens=tokens, cost=serving.cost, budget=BOUND, clock=clock)
 
 
-POLICIES = {
+POLICIES: dict[str, MakeQueue] = {
     "oldest first, one at a time": functools.partial(OldestFirst, alone=True),
     "oldest first, with its like": functools.partial(OldestFirst, alone=False),
     "cheapest batches (DynamicQueue)": functools.partial(dynamic, share=1.0),
@@ -118,23 +123,9 @@ POLICIES = {
 }
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add = parser.add_argument
-    add("--model", type=Path, help="model directory, for lengths and cost (default: the newest run's INT8 student)")
-    add("--cost", type=float, nargs=3, metavar=("BATCH", "TOKEN", "PAIR"), help="seconds (default: measured)")
-    add("--streams", type=int, help="batches at once (default: one per core)")
-    add("--batch-tokens", type=int, default=1024, help="most padded tokens in a batch (default: 1024)")
-    add("--seconds", type=float, default=30.0, help="simulated length of each run (default: 30)")
-    options = parser.parse_args()
-
-    from bertjax import machine, rundir
-    from bertjax.engines.choose import open_backend
-    from bertjax.engines.samples import open_library
-    from bertjax.engines.timing.cost import batch_cost
-    from bertjax.rundir import newest_student
-
-    model, streams = options.model or newest_student(), options.streams or machine.cores()
+def open_serving(options: argparse.Namespace) -> Serving:
+    """Lengths of the model's evaluation windows, and the cost of its batches as given or measured."""
+    model, streams = options.model or rundir.newest_student(), options.streams or machine.cores()
     dataset, library = open_library(rundir.default_data(model), model, rundir.window_settings(model))
     if options.cost:
         batch, token, pair = options.cost
@@ -143,19 +134,17 @@ def main() -> None:
         library.load(range(len(library.lengths)))
         backend = open_backend("auto", model, streams=streams, threads=1, longest=library.longest)
         cost = batch_cost(backend, library, tokens=options.batch_tokens, multiple=SERVER_MULTIPLE)
-    serving = Serving(lengths=dataset.lengths, tokens=options.batch_tokens, streams=streams, cost=cost)
-    print(f"Cost of a batch: {cost.batch:.3g} s + rows x ({cost.token:.3g} s x length + {cost.pair:.3g} s x length^2)")
-    print(f"Windows: {len(dataset.lengths)}, {dataset.lengths.mean():.0f} tokens on average; {streams} streams,")
-    offline = serving.offline_rate()
-    print(f"batches of up to {serving.tokens} tokens. Offline: {offline:.0f} samples/s\n")
-    header = ("queue", "p99 at 80 %", "p99 at 85 %", "highest rate", "in time at 120 %", "served at 120 %")
-    print(f"{header[0]:<32}" + "".join(f"{name:>18}" for name in header[1:]))
-    for name, make_queue in tqdm.tqdm(POLICIES.items(), leave=False, disable=None):
-        figures = _figures(serving, make_queue, offline, options.seconds)
-        tqdm.tqdm.write(f"{name:<32}" + "".join(f"{figure:>18}" for figure in figures))
+    return Serving(lengths=dataset.lengths, tokens=options.batch_tokens, streams=streams, cost=cost)
 
 
-def _figures(serving: Serving, make_queue: Callable[..., BatchQueue], offline: float, seconds: float) -> list[str]:
+def simulate(serving: Serving, make_queue: MakeQueue, offline: float, seconds: float) -> bench.Row:
+    """One policy's figures.
+
+    Args:
+      offline: samples per second of Offline.
+      seconds: simulated length of each run.
+    """
+
     def p99(share: float) -> float:
         runs = (serving.latencies(make_queue, share * offline, seed, seconds)[0] for seed in SEEDS)
         return float(np.mean([np.percentile(latencies, 99) for latencies in runs]))
@@ -165,9 +154,66 @@ def _figures(serving: Serving, make_queue: Callable[..., BatchQueue], offline: f
         middle = (low + high) / 2
         low, high = (middle, high) if p99(middle) <= BOUND else (low, middle)
     over, served = serving.latencies(make_queue, OVERLOAD * offline, 0, seconds)
-    in_time = float(np.mean(over <= BOUND))
-    milliseconds = [f"{1e3 * p99(share):.0f} ms" for share in (0.80, 0.85)]
-    return [*milliseconds, f"{low:.1%}", f"{in_time:.0%}", f"{served / offline:.0%}"]
+    return {
+        "p99_seconds_at_80_percent": p99(0.80),
+        "p99_seconds_at_85_percent": p99(0.85),
+        "highest_rate_share": low,
+        "overload_in_time_share": np.mean(over <= BOUND),
+        "overload_rate_share": served / offline,
+    }
+
+
+def tabulate(serving: Serving, rows: list[bench.Row], offline: float) -> tuple[bench.Table, bench.Table]:
+    """The cost of a batch and Offline's rate, and the policies' figures."""
+    cost = serving.cost
+    setting = {
+        "batch_seconds": cost.batch,
+        "token_seconds": cost.token,
+        "pair_seconds": cost.pair,
+        "windows": len(serving.lengths),
+        "mean_tokens": serving.lengths.mean(),
+        "streams": serving.streams,
+        "offline_samples_per_second": offline,
+    }
+    heads = {
+        "s a batch": "{batch_seconds:.3g}",
+        "s a token": "{token_seconds:.3g}",
+        "s a pair": "{pair_seconds:.3g}",
+        "windows": "{windows}",
+        "mean tokens": "{mean_tokens:.0f}",
+        "streams": "{streams}",
+        "Offline samples/s": "{offline_samples_per_second:.0f}",
+    }
+    note = "seconds of a batch = batch + rows x (token x length + pair x length^2)"
+    columns: dict[str, bench.Cell] = {
+        "queue": "{queue}",
+        "p99 at 80 %": lambda row: f"{1e3 * row['p99_seconds_at_80_percent']:.0f} ms",
+        "p99 at 85 %": lambda row: f"{1e3 * row['p99_seconds_at_85_percent']:.0f} ms",
+        "highest rate": "{highest_rate_share:.1%}",
+        "in time at 120 %": "{overload_in_time_share:.0%}",
+        "served at 120 %": "{overload_rate_share:.0%}",
+    }
+    return (
+        bench.Table(name="cost", columns=heads, rows=[setting], note=note),
+        bench.Table(name="queues", columns=columns, rows=rows),
+    )
+
+
+def main() -> None:
+    parser = bench.flags("server_queue", __doc__)
+    add = parser.add_argument
+    add("--model", type=Path, metavar="DIR", help="for lengths and cost (default: the newest run's INT8 student)")
+    add("--cost", type=float, nargs=3, metavar=("BATCH", "TOKEN", "PAIR"), help="seconds (default: measured)")
+    add("--streams", type=int, metavar="N", help="batches at once (default: one per core)")
+    add("--batch-tokens", type=int, default=1024, metavar="N", help="most padded tokens in a batch (default 1024)")
+    add("--seconds", type=float, default=30.0, metavar="N", help="simulated length of each run (default 30)")
+    options = parser.parse_args()
+
+    serving = open_serving(options)
+    offline, rows = serving.offline_rate(), []
+    for name, make_queue in tqdm.tqdm(POLICIES.items(), desc="queues", leave=False, disable=None):
+        rows.append({"queue": name} | simulate(serving, make_queue, offline, options.seconds))
+    bench.report(options, *tabulate(serving, rows, offline))
 
 
 if __name__ == "__main__":

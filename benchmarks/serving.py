@@ -1,25 +1,24 @@
-"""How much faster serving is than the MLPerf reference's way, what each step gives, and what pruning alone gives.
+"""Speed of serving against the MLPerf reference's way: each step's gain, and the gain of pruning alone.
 
-    python benchmarks/serving.py --run runs/minilm --output serving.md
-    python benchmarks/serving.py --run runs/minilm --shape --output shape.md
+    python benchmarks/serving.py --run runs/minilm
+    python benchmarks/serving.py --run runs/minilm --shape
 
 The reference implementation runs FP32 on ONNX Runtime, one window at a time, every window padded to the full length,
 on all cores. The first table starts there, with the run's teacher, and takes one step at a time to the run's student;
-the second sets the student against the teacher in INT8 on the same engine. That is OpenVINO, or ONNX Runtime on a CPU
+the second compares the student with the teacher in INT8 on the same engine. That is OpenVINO, or ONNX Runtime on a CPU
 whose OpenVINO kernels would saturate, as in serving; the steps of OpenVINO are then left out. With --shape both are
-random models: a BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; of the run only the windows
-are taken.
+random models: a BERT-large, and a student of it with 5.6 times fewer multiply-accumulates; only the windows are the
+run's.
 
-Everything runs in turn in every round. Batches are drawn whole from those that Offline makes of all windows. Rows timed
-by the clock want a quiet machine; those in processor time, which streams of one thread allow, hardly mind other work.
-On OpenVINO the second table has a compiled model for each shape on both sides, as served. At BERT-large's size that
-takes 0.3 GB for each shape, so few windows are to be asked for. The INT8 teacher is not calibrated: its scales are
-usual ones, good for timing and not for answers.
+Everything runs in turn in every round. Batches are drawn whole from those that Offline makes of all windows. Rows in
+wall time need a quiet machine; rows in processor time, which streams of one thread allow, are hardly changed by other
+work. On OpenVINO the second table has a compiled model for each shape on both sides, as in serving. At BERT-large's
+size that takes 0.3 GB for each shape, so few windows should be asked for. The INT8 teacher is not calibrated: its
+scales are usual ones, good for timing and not for answers.
 """
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import functools
 import tempfile
@@ -30,14 +29,14 @@ from pathlib import Path
 import numpy as np
 import tqdm
 
+import bench
 from bertjax import machine, programs, rundir
 from bertjax.data.batching import BatchPlan
 from bertjax.engines.choose import cpu_engine, open_backend
-from bertjax.engines.samples import SampleLibrary, open_library
+from bertjax.engines.samples import SampleLibrary
 from bertjax.engines.timing.compare import (
     REPEATS,
     Passes,
-    draw_windows,
     interleaved,
     offline_passes,
     single_passes,
@@ -76,7 +75,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Contest:
-    """A row of the second table: what gives the seconds of the INT8 teacher, and those of the student."""
+    """A row of the second table: two functions that return the seconds of the INT8 teacher and of the student."""
 
     scenario: str
     timed_by: str
@@ -85,9 +84,10 @@ class Contest:
 
 
 def run_models(run: Path, folder: Path) -> Models:
-    """Those of a run; the teacher with what the student has in INT8 is written to `folder`."""
-    student = BertConfig.from_json(run / "student-int8" / "config.json")
-    teacher = uncalibrated(store.load_question_answering(run / "teacher"), student.quantization)
+    """The models of a run; the teacher on the student's INT8 grid is written to `folder`."""
+    quantization = bench.load_config(run / "student-int8", quantized=True, flag="--run").quantization
+    assert quantization is not None
+    teacher = uncalibrated(store.load_question_answering(run / "teacher"), quantization)
     store.save(folder / "teacher-int8", teacher, tokenizer_from=run / "teacher")
     return Models(teacher=run / "teacher", teacher_int8=folder / "teacher-int8", student=run / "student-int8")
 
@@ -112,13 +112,8 @@ def int8_engine(models: Models) -> str:
 
 def load_windows(run: Path, count: int) -> tuple[SampleLibrary, np.ndarray]:
     """At least `count` windows of the run's evaluation file, loaded, and their indices."""
-    model = run / "teacher"
-    windows = rundir.window_settings(model)
-    dataset, library = open_library(rundir.default_data(model), model, windows)
-    chosen = draw_windows(dataset.lengths, count=count, tokens=2 * TOKENS)
-    library.longest = windows.max_seq  # the reference pads everything to it
-    library.load(chosen.tolist())
-    return library, chosen
+    teacher = run / "teacher"
+    return bench.load_windows(teacher, None, rundir.window_settings(teacher), count=count, tokens=2 * TOKENS)
 
 
 def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short: bool) -> list[Step]:
@@ -152,7 +147,7 @@ def ladder(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short:
     return steps
 
 
-def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list[Contest]:
+def open_contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list[Contest]:
     """The INT8 teacher and the student on one engine, in Offline and SingleStream."""
     engine = int8_engine(models)
     cores, queries = machine.cores(), np.random.default_rng(0).choice(chosen, min(QUERIES, len(chosen)), replace=False)
@@ -176,10 +171,10 @@ def contests(models: Models, library: SampleLibrary, chosen: np.ndarray) -> list
 
     offline, scenario = both(cores, 1, single=False), f"Offline, {cores} x 1"
     found = [
-        contest(scenario, "clock", offline, Passes.seconds),
+        contest(scenario, "wall time", offline, Passes.seconds),
         contest(scenario, "processor time", offline, Passes.processor_seconds),
     ]
-    for threads, timed_by, clock in ((cores, "clock", time.perf_counter), (1, "processor time", time.process_time)):
+    for threads, timed_by, clock in ((cores, "wall time", time.perf_counter), (1, "processor time", time.process_time)):
         single = both(1, threads, single=True)
         found.append(
             contest(f"SingleStream, p90, 1 x {threads}", timed_by, single, functools.partial(p90, clock=clock))
@@ -192,46 +187,68 @@ def p90(passes: Passes, clock: Callable[[], float]) -> float:
     return float(np.percentile(passes.batch_seconds(clock), 90))
 
 
-def ladder_table(models: Models, library: SampleLibrary, chosen: np.ndarray, *, short: bool, rounds: int) -> str:
-    """Measure the steps of `ladder`; a Markdown table."""
-    steps = ladder(models, library, chosen, short=short)
+def measure_steps(steps: list[Step], rounds: int) -> bench.Table:
+    """Samples per second of each step, and how many times faster it is than the one before and than the first."""
     for step in tqdm.tqdm(steps, desc="warm-up", leave=False, disable=None):
         step.passes.warm_up()
     times = interleaved([step.passes.seconds for step in steps], rounds=rounds)
     times = times / [step.windows for step in steps]
-    usual, ratios = steady_medians(times), times[:, :1] / times
-    lines = ["| step | engine | samples/s | this step | in all | range of rounds |", "|---|---|---|---|---|---|"]
-    for column, step in enumerate(steps):
-        alone = usual[max(column - 1, 0)] / usual[column]
-        lines.append(
-            f"| {step.name} | {step.passes.backend.description} | {1 / usual[column]:.1f} | {alone:.2f} |"
-            f" {usual[0] / usual[column]:.2f} | {ratios[:, column].min():.2f} to {ratios[:, column].max():.2f} |"
+    usual, ratios, rows = steady_medians(times), times[:, :1] / times, []
+    for index, step in enumerate(steps):
+        rows.append(
+            {
+                "step": step.name,
+                "backend": step.passes.backend.description,
+                "samples_per_second": 1 / usual[index],
+                "step_speedup": usual[max(index - 1, 0)] / usual[index],
+                "speedup": usual[0] / usual[index],
+                "speedup_lowest": ratios[:, index].min(),
+                "speedup_highest": ratios[:, index].max(),
+            }
         )
-    return "\n".join(lines)
+    columns = {
+        "step": "{step}",
+        "engine": "{backend}",
+        "samples/s": "{samples_per_second:.1f}",
+        "this step": "{step_speedup:.2f}",
+        "in all": "{speedup:.2f}",
+        "range of rounds": "{speedup_lowest:.2f} to {speedup_highest:.2f}",
+    }
+    return bench.Table(name="steps", columns=columns, rows=rows)
 
 
-def contest_table(rows: list[Contest], fewer: float, rounds: int) -> str:
-    """Measure the contests; a Markdown table.
+def measure_contests(contests: list[Contest], ratio: float, rounds: int) -> bench.Table:
+    """How many times faster the student is than the INT8 teacher.
 
     Args:
-      fewer: how many times fewer multiply-accumulates the student has.
+      ratio: the teacher's multiply-accumulates over the student's, at the longest windows.
     """
-    times = interleaved([run for row in rows for run in (row.teacher, row.student)], rounds=rounds)
-    usual = steady_medians(times)
-    lines = [
-        "| scenario | timed by | student is faster | range of rounds | share of MACs ratio |",
-        "|---|---|---|---|---|",
-    ]
-    for index, row in enumerate(rows):
+    times = interleaved([run for one in contests for run in (one.teacher, one.student)], rounds=rounds)
+    usual, rows = steady_medians(times), []
+    for index, one in enumerate(contests):
         ratios, faster = times[:, 2 * index] / times[:, 2 * index + 1], usual[2 * index] / usual[2 * index + 1]
-        lines.append(
-            f"| {row.scenario} | {row.timed_by} | {faster:.2f} | {ratios.min():.2f} to {ratios.max():.2f} |"
-            f" {faster / fewer:.0%} |"
+        rows.append(
+            {
+                "scenario": one.scenario,
+                "timed_by": one.timed_by,
+                "macs_ratio": ratio,
+                "speedup": faster,
+                "speedup_lowest": ratios.min(),
+                "speedup_highest": ratios.max(),
+                "macs_ratio_share": faster / ratio,
+            }
         )
-    return "\n".join(lines)
+    columns = {
+        "scenario": "{scenario}",
+        "timed by": "{timed_by}",
+        "student is faster": "{speedup:.2f}",
+        "range of rounds": "{speedup_lowest:.2f} to {speedup_highest:.2f}",
+        "share of MACs ratio": "{macs_ratio_share:.0%}",
+    }
+    return bench.Table(name="pruning", columns=columns, rows=rows)
 
 
-def macs_fewer(models: Models, lengths: np.ndarray) -> float:
+def macs_ratio(models: Models, lengths: np.ndarray) -> float:
     """The teacher's multiply-accumulates over the student's for windows of these lengths."""
     configs = [BertConfig.from_json(model / "config.json") for model in (models.teacher, models.student)]
     teacher, student = (sum(count_macs(config, int(length)) for length in lengths) for config in configs)
@@ -239,31 +256,28 @@ def macs_fewer(models: Models, lengths: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = bench.flags("serving", __doc__)
     add = parser.add_argument
-    add("--run", type=Path, required=True, help="run directory with teacher/ and student-int8/")
+    add("--run", type=Path, required=True, metavar="DIR", help="run directory with teacher/ and student-int8/")
     add("--shape", action="store_true", help="a BERT-large and its 5.6x student with random weights instead")
-    add("--windows", type=int, help="windows in a pass, at least (default 128; with --shape 64)")
-    add("--rounds", type=int, default=5, help="interleaved rounds (default 5), after a warm-up")
-    add("--output", type=Path, help="Markdown file for the tables")
+    add("--windows", type=int, metavar="N", help="windows in a pass, at least (default 128; with --shape 64)")
+    add("--rounds", type=int, default=5, metavar="N", help="interleaved rounds (default 5), after a warm-up")
     options = parser.parse_args()
+    options.windows = options.windows or (64 if options.shape else 128)
 
-    library, chosen = load_windows(options.run, options.windows or (64 if options.shape else 128))
+    library, chosen = load_windows(options.run, options.windows)
     with tempfile.TemporaryDirectory() as folder:
         models = shape_models(Path(folder)) if options.shape else run_models(options.run, Path(folder))
-        steps = ladder_table(models, library, chosen, short=options.shape, rounds=options.rounds)
-        fewer = macs_fewer(models, np.full(1, library.longest))
-        pruning = contest_table(contests(models, library, chosen), fewer, options.rounds)
-        here = macs_fewer(models, library.lengths[chosen])
-    print(steps, pruning, sep="\n\n")
-    about = (
-        f"{len(chosen)} windows, {options.rounds} rounds, {machine.cores()} cores, batches of {TOKENS} tokens."
-        f" The student has {fewer:.2f} times fewer MACs at {library.longest} tokens and {here:.2f} at these"
-        " windows' lengths."
+        steps = measure_steps(ladder(models, library, chosen, short=options.shape), options.rounds)
+        ratio = macs_ratio(models, np.full(1, library.longest))
+        pruning = measure_contests(open_contests(models, library, chosen), ratio, options.rounds)
+        here = macs_ratio(models, library.lengths[chosen])
+    note = (
+        f"{len(chosen)} windows, {options.rounds} rounds, {machine.cores()} cores, batches of {TOKENS} tokens. "
+        f"The student has {ratio:.2f} times fewer MACs at {library.longest} tokens, "
+        f"{here:.2f} times fewer at the lengths of these windows."
     )
-    print(f"\n{about}")
-    if options.output:
-        options.output.write_text(f"{steps}\n\n{pruning}\n\n{about}\n", encoding="utf-8")
+    bench.report(options, dataclasses.replace(steps, note=note), pruning)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,18 +15,34 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes as Axes
 
 
-def text_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns padded to their widest cell; the first is flush left, the others flush right."""
+def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: int | None = None) -> str:
+    """Columns padded to their widest cell; the first is flush left, the others flush right.
+
+    Args:
+      width: most characters of a line; cells of the widest columns are broken over several lines until they fit.
+    """
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-
-    def line(cells: Sequence[str]) -> str:
-        padded = [
-            cell.ljust(width) if i == 0 else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(cells, widths, strict=True))
+    room = sum(widths) if width is None else width - 2 * (len(widths) - 1)
+    if sum(widths) > room:  # headings are broken first
+        widths = [
+            max(map(len, [*header[column].split(), *(row[column] for row in rows)])) for column in range(len(header))
         ]
-        return "  ".join(padded).rstrip()
+    while sum(widths) > room:
+        widths[widths.index(max(widths))] -= 1
 
-    return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+    def lines(cells: Sequence[str]) -> list[str]:
+        broken = [textwrap.wrap(cell, size) for cell, size in zip(cells, widths, strict=True)]
+        found = []
+        for parts in itertools.zip_longest(*broken, fillvalue=""):
+            padded = [
+                part.ljust(size) if index == 0 else part.rjust(size)
+                for index, (part, size) in enumerate(zip(parts, widths, strict=True))
+            ]
+            found.append("  ".join(padded).rstrip())
+        return found
+
+    ruler = ["-" * size for size in widths]
+    return "\n".join(line for cells in (header, ruler, *rows) for line in lines(cells))
 
 
 def count(number: float) -> str:

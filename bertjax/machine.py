@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 # A model for each shape is a lot of memory, of which each batch meets another part: with small pages, 2 to 9 % slower
-# (benchmarks/shape_changes.py, docs/serving.md).
+# (docs/serving.md).
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 
 # Large temporaries are the rule here, and by default glibc asks the kernel for each of them and gives it back, so that

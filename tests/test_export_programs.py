@@ -13,6 +13,8 @@ import onnx
 import pytest
 
 from bertjax import machine
+from bertjax.data.metrics import Score
+from bertjax.engines.parity import Parity
 from bertjax.errors import WorkFailed
 from tests.models import tiny_config, write_random_model
 
@@ -95,6 +97,21 @@ def test_check_cpu_demands_no_integer_kernels_where_they_are_switched_off(tmp_pa
     monkeypatch.setattr(sys, "argv", [*arguments, "--backend", "openvino"])
     with pytest.raises(WorkFailed, match="12 on openvino"):
         main()
+
+
+def test_check_parity_prints_every_engine_and_fails_on_one_that_differs(run_dir: Path, monkeypatch, capsys) -> None:
+    fields = {"score": Score(exact_match=50.0, f1=60.0), "distance": 0.5, "largest": 1.0, "argmax": 0.9}
+    found = [
+        Parity(engine="JAX", **fields, faults=()),
+        Parity(engine="OpenVINO", **fields, faults=("relative L2 5.0e-01, at most 1e-01 expected",)),
+    ]
+    monkeypatch.setattr("bertjax.engines.parity.check_parity", lambda *arguments: found)
+    main = runpy.run_path(str(ROOT / "export" / "check_parity.py"))["main"]
+    monkeypatch.setattr(sys, "argv", ["check_parity.py", "--model", str(run_dir / "student-int8"), "--questions", "5"])
+    with pytest.raises(WorkFailed, match="engines differ: OpenVINO: relative L2 5.0e-01, at most 1e-01 expected"):
+        main()
+    printed = capsys.readouterr().out
+    assert "5 questions" in printed and "JAX             50.00  60.00      5.0e-01" in printed
 
 
 @needs_rtx

@@ -20,7 +20,7 @@ LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
 # for about 1 % of the rate.
 SERVER_MULTIPLE = 16
 # In SingleStream where each length has a compiled model of its own, whose kernels, weights and buffers have left the
-# caches when its turn comes again: few lengths are worth some padding (benchmarks/padding.py).
+# caches when its turn comes again: few lengths are worth some padding (benchmarks/backends.py --pad-to).
 SINGLE_MULTIPLE = 32
 
 
