@@ -53,24 +53,50 @@ def count(number: float) -> str:
     return f"{number:.0f}"
 
 
-def panels(count: int) -> tuple[Any, Sequence[Axes]]:
+def panels(count: int, *, width: float, height: float, share_y: bool = False) -> tuple[Any, Sequence[Axes]]:
+    """A figure of `width` x `height` inches, and its axes side by side."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, count, figsize=(0.8 + 4.0 * max(count, 1.6), 3.8), squeeze=False)
+    figure, axes = pyplot.subplots(1, count, figsize=(width, height), sharey=share_y, squeeze=False)
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[0]
 
 
-def save_svg(figure: Any, path: Path) -> Path:
+def use_log_x(axis: Axes) -> None:
+    """Make the x axis logarithmic, with ticks that fit less than a decade, labelled with SI prefixes: 1.5M."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+
+
+def to_svg(figure: Any, *, top: float = 1.0) -> str:
+    """The figure as an SVG file's text; it is closed.
+
+    Args:
+      top: share of its height that the axes fill; a legend of the whole figure stands above.
+    """
     from matplotlib import pyplot
 
-    figure.tight_layout()
-    buffer = io.BytesIO()
+    figure.tight_layout(rect=(0, 0, 1, top))
+    buffer = io.StringIO()
     figure.savefig(buffer, format="svg")
     pyplot.close(figure)
-    write_file_aside(path, buffer.getvalue())
+    return buffer.getvalue()
+
+
+def save_svg(figure: Any, path: Path, *, top: float = 1.0) -> Path:
+    """Write the figure, as `to_svg` gives it; returns `path`.
+
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
+    """
+    write_file_aside(path, to_svg(figure, top=top))
     return path

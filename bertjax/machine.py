@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import os
 import platform
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,11 +42,9 @@ _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni", "avx_vnni_int8", "amx_int8"}
 
 def resident_bytes() -> int | None:
     """Memory that this process holds now; None where the system does not tell."""
-    try:
-        pages = int(Path("/proc/self/statm").read_text().split()[1])
-    except OSError:
-        return None
-    return pages * os.sysconf("SC_PAGE_SIZE")
+    for line in _lines(Path("/proc/self/statm")):
+        return int(line.split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def package_versions() -> dict[str, str]:
@@ -60,25 +59,79 @@ def package_versions() -> dict[str, str]:
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, instruction sets that decide INT8 speed, and memory in bytes."""
-    model, flags = platform.processor() or platform.machine(), set()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                model = line.split(":", 1)[1].strip()
-            if line.startswith("flags"):
-                flags = set(line.split(":", 1)[1].split())
-    except OSError:
-        pass
+    """Processor, instruction sets that decide INT8 speed, and the cores and bytes of memory that a process may use."""
+    names = _cpuinfo().get("model name", set())
     telling = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "avx512_bf16", "amx_int8")
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
-        "processor": model,
-        "cores": cores,
-        "instructions": [name for name in telling if name in flags],
-        "memory_bytes": memory,
+        "processor": min(names, default=platform.processor() or platform.machine()),
+        "cores": cores(),
+        "instructions": [name for name in telling if name in _flags()],
+        "memory_bytes": memory_bytes(),
     }
+
+
+def sockets() -> int | None:
+    """How many processors the machine has; None where the system does not tell."""
+    return len(_cpuinfo().get("physical id", set())) or None
+
+
+@functools.cache
+def memory_bytes() -> int:
+    """Memory that this process may use: the machine's, or less where its cgroup has a limit; 0 where unknown."""
+    physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") if hasattr(os, "sysconf") else 0
+    limit = cgroup_limits().memory_bytes
+    return physical if limit is None else min(limit, physical or limit)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CgroupLimits:
+    """The strictest limits of a process's control groups; None: no limit."""
+
+    cpus: float | None  # processors' worth of time
+    memory_bytes: int | None
+
+
+def cgroup_limits(root: Path = Path("/")) -> CgroupLimits:
+    """This process's limits, of control groups in version 1 or 2, its own and those around it.
+
+    Args:
+      root: the folder that holds `proc` and `sys`.
+    """
+    cpus: list[float] = []
+    memory: list[int] = []
+    for line in _lines(root / "proc/self/cgroup"):
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            for folder in _upwards(root / "sys/fs/cgroup", path):
+                quota, _, period = " ".join(_lines(folder / "cpu.max")).partition(" ")
+                if quota.isdigit():
+                    cpus.append(int(quota) / int(period))
+                memory += [int(text) for text in _lines(folder / "memory.max") if text.isdigit()]
+        for folder in _upwards(root / "sys/fs/cgroup" / controllers, path) if controllers else ():
+            for text, period in zip(
+                _lines(folder / "cpu.cfs_quota_us"), _lines(folder / "cpu.cfs_period_us"), strict=False
+            ):
+                if text.isdigit():  # -1: no limit
+                    cpus.append(int(text) / int(period))
+            memory += [int(text) for text in _lines(folder / "memory.limit_in_bytes")]
+    return CgroupLimits(cpus=min(cpus, default=None), memory_bytes=min(memory, default=None))
+
+
+def _upwards(mount: Path, path: str) -> Iterator[Path]:
+    """A group's folder and those of the groups around it; in a container `path` may name folders outside of it."""
+    folder = mount / path.strip("/")
+    while folder != mount:
+        yield folder
+        folder = folder.parent
+    yield mount
+
+
+def _lines(path: Path) -> list[str]:
+    """A file's lines; none where it cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError):
+        return []
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -125,8 +178,14 @@ def multiplies_signed() -> bool:
 
 @functools.cache
 def cores() -> int:
-    """How many cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """How many cores this process can keep busy: those it may run on, or fewer where its cgroup has a quota of time.
+
+    A part of a core counts for none: more threads than the quota has time for are stopped together for the rest of each
+    period, and a query waits as long.
+    """
+    known = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_limits().cpus
+    return known if quota is None else max(1, min(known, int(quota)))
 
 
 def share(number: int, count: int) -> set[int]:
@@ -138,8 +197,15 @@ def share(number: int, count: int) -> set[int]:
 
 
 def _flags() -> set[str]:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return set()
-    return next((set(line.split(":", 1)[1].split()) for line in lines if line.startswith("flags")), set())
+    return set(" ".join(_cpuinfo().get("flags", set())).split())
+
+
+@functools.cache
+def _cpuinfo() -> dict[str, set[str]]:
+    """The fields of /proc/cpuinfo, each with its values on all cores; empty where there is no such file."""
+    found: dict[str, set[str]] = {}
+    for line in _lines(Path("/proc/cpuinfo")):
+        name, separator, value = line.partition(":")
+        if separator:
+            found.setdefault(name.strip(), set()).add(value.strip())
+    return found

@@ -108,7 +108,7 @@ def draw_run(result: Result, timing: Timing) -> Path:
         draw.insert(0, lambda axis: _spread(axis, timing, found, result.scenario))
     if result.scenario == "Server":
         draw.append(lambda axis: _inside(axis, timing))
-    figure, axes = panels(len(draw))
+    figure, axes = panels(len(draw), width=0.8 + 4.0 * max(len(draw), 1.6), height=3.8)
     for axis, one in zip(axes, draw, strict=True):
         one(axis)
     verdict = "VALID" if found.valid else "INVALID"
@@ -118,7 +118,7 @@ def draw_run(result: Result, timing: Timing) -> Path:
 
 def draw_peak(folder: Path, probes: Sequence[Probe], bound_seconds: float, offline: float) -> Path:
     """Draw the p99 of Server runs against their rate; errors as `draw_run`."""
-    figure, (axis,) = panels(1)
+    figure, (axis,) = panels(1, width=7.2, height=3.8)
     for confirming, marker in ((False, "o"), (True, "D")):
         for valid, colour in ((True, _BLUE), (False, _RED)):
             chosen = [probe for probe in probes if (probe.valid, probe.confirming) == (valid, confirming)]

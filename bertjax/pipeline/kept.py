@@ -1,12 +1,10 @@
-"""What pruning kept, layer by layer: on the terminal and as a picture."""
+"""The heads and FFN units that pruning kept, layer by layer: on the terminal and as a picture."""
 
 from __future__ import annotations
 
-import io
 from pathlib import Path
 
-from bertjax.display import text_table
-from bertjax.files import write_file_aside
+from bertjax.display import panels, save_svg, text_table
 from bertjax.modeldir.config import BertConfig
 
 _BAR = 24
@@ -28,25 +26,15 @@ def _bar(kept: int, full: int) -> str:
 
 def draw_kept(path: Path, teacher: BertConfig, student: BertConfig) -> None:
     """Write the picture as SVG."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     layers = range(len(teacher.layers))
-    figure, axes = pyplot.subplots(1, 2, figsize=(8, 0.8 + 0.32 * len(teacher.layers)), sharey=True)
+    figure, axes = panels(2, width=8, height=0.8 + 0.32 * len(teacher.layers), share_y=True)
     for axis, field, title in zip(axes, ("heads", "ffn"), ("attention heads", "FFN units"), strict=True):
         full = [getattr(layer, field) for layer in teacher.layers]
         kept = [getattr(layer, field) for layer in student.layers]
         axis.barh(layers, full, color="#e3e6ea")
         axis.barh(layers, kept, color="#2f6f8f")
         axis.set_title(f"{title}: {sum(kept)} of {sum(full)} kept", fontsize=10)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel("layer")
     axes[0].set_yticks(list(layers))
     axes[0].invert_yaxis()
-    figure.tight_layout()
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    pyplot.close(figure)
-    write_file_aside(path, buffer.getvalue())
+    save_svg(figure, path)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import html
-import io
 from pathlib import Path
 from typing import Any
 
-from bertjax.display import count, text_table
+from bertjax.display import count, panels, text_table, to_svg
 from bertjax.files import write_file_aside
 from bertjax.rundir import STUDENT, made_stages, read_metrics, read_settings
 
@@ -138,16 +137,11 @@ def _html_table(header: list[str], rows: list[list[str]]) -> str:
 
 def _stage_picture(stages: dict[str, Any]) -> str:
     """F1 of every stage beside its multiply-accumulates, as SVG; "" while no stage has been scored."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     stages = {name: figures for name, figures in stages.items() if "f1" in figures}
     if not stages:
         return ""
     labels = [_STAGES[name] for name in stages]
-    figure, axes = pyplot.subplots(1, 2, figsize=(9, 0.9 + 0.38 * len(stages)), sharey=True)
+    figure, axes = panels(2, width=9, height=0.9 + 0.38 * len(stages), share_y=True)
     columns = (("f1", "F1, percent", 1.0, "{:.1f}"), ("macs", "million MACs per sequence", 1e-6, "{:.0f}"))
     for axis, (key, title, factor, form) in zip(axes, columns, strict=True):
         values = [figures[key] * factor for figures in stages.values()]
@@ -155,13 +149,8 @@ def _stage_picture(stages: dict[str, Any]) -> str:
         axis.bar_label(axis.barh(labels, values, color=colours), [form.format(value) for value in values], padding=3)
         axis.set_title(title, fontsize=10)
         axis.margins(x=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
     axes[0].invert_yaxis()
-    figure.tight_layout()
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg")
-    pyplot.close(figure)
-    return buffer.getvalue()
+    return to_svg(figure)
 
 
 def _inline(svg: str) -> str:

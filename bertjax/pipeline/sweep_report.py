@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bertjax.display import count, text_table
-from bertjax.files import write_file_aside
+from bertjax.display import count, panels, save_svg, text_table, use_log_x
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+    from bertjax.display import Axes
 
 
 GATE = 0.99  # of the teacher's F1, MLPerf's default
@@ -74,35 +72,24 @@ def advice(folder: Path) -> str:
 
 def draw(folder: Path) -> None:
     """Write `sweep.svg`: F1 against multiply-accumulates and, where measured, against samples per second."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     sweep = read_sweep(folder)
     rates = sweep["speed"].get("samples_per_second", {})
     macs = {one["name"]: one["stages"]["int8"]["macs"] for one in sweep["students"]}
     macs["teacher"] = sweep["teacher"]["macs"]
-    panels = [(macs, f"multiply-accumulates per sequence of {sweep['data']['max_seq']} tokens", True)]
+    columns = [(macs, f"multiply-accumulates per sequence of {sweep['data']['max_seq']} tokens", True)]
     if rates:
-        panels.append((rates, f"samples/s, Offline, {sweep['machine']['cores']} cores", False))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(0.8 + 4.8 * len(panels), 4.6), sharey=True, squeeze=False)
-    for axis, (xs, title, fewer_is_better) in zip(axes[0], panels, strict=True):
+        columns.append((rates, f"samples/s, Offline, {sweep['machine']['cores']} cores", False))
+    figure, axes = panels(len(columns), width=0.8 + 4.8 * len(columns), height=4.6, share_y=True)
+    for axis, (xs, title, fewer_is_better) in zip(axes, columns, strict=True):
         _panel(axis, sweep, xs, fewer_is_better=fewer_is_better)
         axis.set_xlabel(title)
-    axes[0, 0].set_ylabel("F1")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
+    axes[0].set_ylabel("F1")
+    handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="upper center", ncols=len(labels), frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0, 1, 0.94))
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg")
-    pyplot.close(figure)
-    write_file_aside(Path(folder) / "sweep.svg", buffer.getvalue())
+    save_svg(figure, Path(folder) / "sweep.svg", top=0.94)
 
 
 def _panel(axis: Axes, sweep: dict[str, Any], xs: dict[str, float], *, fewer_is_better: bool) -> None:
-    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
-
     legible = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}}
     legible |= {"textcoords": "offset points"}
     teacher = sweep["teacher"]["f1"]
@@ -124,15 +111,11 @@ def _panel(axis: Axes, sweep: dict[str, Any], xs: dict[str, float], *, fewer_is_
             axis.plot(*point, "o", color=colour, markerfacecolor=face, markersize=8, zorder=4)
             axis.annotate(f"{one['reduction']:g}x", point, (0, above), ha="center", color=colour, **legible)
     axis.plot([], [], "o", color=_GREY, markerfacecolor="white", markersize=8, label="beaten by one of its colour")
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
-    axis.xaxis.set_major_formatter(EngFormatter(sep=""))
-    axis.xaxis.set_minor_formatter(NullFormatter())
+    use_log_x(axis)
     axis.margins(0.12)
     axis.set_ylim(bottom=min(axis.get_ylim()[0], 0.985 * teacher))  # or noise fills the picture
     axis.grid(axis="y", color="#eceff2")
     axis.set_axisbelow(True)
-    axis.spines[["top", "right"]].set_visible(False)
 
 
 def front(points: Sequence[tuple[float, float]], *, fewer_is_better: bool) -> list[tuple[float, float]]:

@@ -1,4 +1,4 @@
-"""How a CPU is shared out: batches at once, threads of each, and tokens in a batch, chosen by measuring."""
+"""The layout of a CPU's work: batches at once, threads of each, and tokens in a batch, chosen by measuring."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary
 from bertjax.engines.timing import measure
 
-NOISE = 0.03  # what two measurements of one thing may differ by, as a share
+NOISE = 0.03  # by which two measurements of one thing may differ, as a share
 
 Choice = TypeVar("Choice")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Layout:
-    """What was taken, and padded tokens per second of everything that was tried; nothing was where it is empty."""
+    """The chosen split of the cores, and the rate of every split that was tried (empty if there was no choice)."""
 
     streams: int  # batches at once
     threads: int | None  # of each stream; None where the backend decides
     batch_tokens: int  # padded tokens in a batch
-    tried: dict[str, float]  # "2 x 1, 1024 tokens" (streams, threads) to its rate
+    tried: dict[str, float]  # "2 x 1, 1024 tokens" (streams x threads) to its padded tokens per second
 
     def __str__(self) -> str:
         """`2 streams x 1 threads, batches of 1024 tokens; tried: ...` with rates as shares of the best."""
@@ -33,6 +33,15 @@ class Layout:
             return text
         best = max(self.tried.values())
         return f"{text}; tried: {', '.join(f'{name} {rate / best:.0%}' for name, rate in self.tried.items())}"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """A layout to measure."""
+
+    streams: int
+    threads: int  # of each stream
+    tokens: int  # padded ones in a batch
 
 
 def core_shares(cores: int) -> list[tuple[int, int]]:
@@ -62,12 +71,12 @@ def choose_layout(
     """Open a backend as it is fastest: first its streams and threads are chosen, then its batches.
 
     Args:
-      open_with: opens the backend with so many streams, of so many threads each.
+      open_with: opens the backend for a number of streams, and of threads of each.
       library: with all windows loaded.
       shares: (streams, threads) to choose from, the usual one first.
-      batch_tokens: padded tokens in a batch.
-      batch_shares: where that is None: what to choose from, as shares of the backend's own number, the usual one first.
-      batch_seconds: of these only such whose batches take no longer are chosen, or else the smallest.
+      batch_tokens: padded tokens in a batch; None: chosen.
+      batch_shares: the numbers to choose from, as shares of the backend's own, the usual one first.
+      batch_seconds: a number whose batches take longer is not chosen, unless it is the smallest of them.
       seconds: about the time to spend on each candidate; where there is no choice, nothing is measured.
     """
     first = open_with(*shares[0])
@@ -77,19 +86,26 @@ def choose_layout(
     opened = {shares[0]: first} | {share: open_with(*share) for share in shares[1:]}
     tried: dict[str, float] = {}
 
-    def pick(candidates: list[tuple[tuple[int, int], int]], longest: float) -> tuple[tuple[int, int], int]:
+    def pick(candidates: Sequence[Candidate], longest: float) -> Candidate:
+        """The fastest one whose batches take at most `longest` seconds; where there is none, that of the smallest."""
         if len(candidates) == 1:
             return candidates[0]
-        rates = measure.token_rates([(opened[share], count) for share, count in candidates], library, seconds=seconds)
-        for ((streams, threads), count), rate in zip(candidates, rates, strict=True):
-            tried[f"{opened[streams, threads].streams} x {threads}, {count} tokens"] = rate
-        short = [
-            (choice, rate)
-            for choice, rate in zip(candidates, rates, strict=True)
-            if opened[choice[0]].streams * choice[1] <= longest * rate
-        ]
-        return fastest(*zip(*short, strict=True)) if short else min(candidates, key=lambda choice: choice[1])
+        backends = [opened[candidate.streams, candidate.threads] for candidate in candidates]
+        pairs = [(backend, candidate.tokens) for backend, candidate in zip(backends, candidates, strict=True)]
+        rates = measure.token_rates(pairs, library, seconds=seconds)
+        in_time = {}
+        for backend, candidate, rate in zip(backends, candidates, rates, strict=True):
+            tried[f"{backend.streams} x {candidate.threads}, {candidate.tokens} tokens"] = rate
+            if backend.streams * candidate.tokens <= longest * rate:
+                in_time[candidate] = rate
+        if not in_time:
+            return min(candidates, key=lambda candidate: candidate.tokens)
+        return fastest(list(in_time), list(in_time.values()))
 
-    share, _ = pick([(share, counts[0]) for share in shares], math.inf)
-    share, count = pick([(share, count) for count in counts], batch_seconds)
-    return opened[share], Layout(streams=opened[share].streams, threads=share[1], batch_tokens=count, tried=tried)
+    share = pick(
+        [Candidate(streams=streams, threads=threads, tokens=counts[0]) for streams, threads in shares], math.inf
+    )
+    found = pick([dataclasses.replace(share, tokens=tokens) for tokens in counts], batch_seconds)
+    backend = opened[found.streams, found.threads]
+    layout = Layout(streams=backend.streams, threads=found.threads, batch_tokens=found.tokens, tried=tried)
+    return backend, layout

@@ -68,7 +68,7 @@ def compile_shapes(
     """
     if not backend.compiles_shapes:
         return plans
-    together, memory = 4 * machine.cores(), min(COMPILED_BYTES, COMPILED_SHARE * machine.describe()["memory_bytes"])
+    together, memory = 4 * machine.cores(), min(COMPILED_BYTES, COMPILED_SHARE * machine.memory_bytes())
     before, begin, done = backend.resident_bytes(), time.monotonic(), 0
     with tqdm.tqdm(total=len(plans), desc="compile", unit="shape", leave=False, disable=None) as bar:
         while done < len(plans) and time.monotonic() - begin <= seconds:

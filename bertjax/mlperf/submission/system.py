@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from bertjax.errors import UserError
-from bertjax.machine import describe, package_versions
+from bertjax.machine import describe, package_versions, sockets
 from bertjax.mlperf.submission.rules import DIVISION, STATUSES, SYSTEM_NOTES, SYSTEM_TYPES, SYSTEM_VALUES
 
 _ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "jax": "JAX"}
@@ -74,7 +74,7 @@ def example_system() -> dict[str, str]:
         "system_name": f"{machine['processor']} ({machine['cores']} cores)",
         "number_of_nodes": "1",
         "host_processor_model_name": machine["processor"],
-        "host_processors_per_node": _sockets(),
+        "host_processors_per_node": str(sockets() or ""),
         "host_processor_core_count": str(machine["cores"]),
         "host_processor_caches": _caches(),
         "host_memory_capacity": f"{memory:.1f} GiB" if memory else "",
@@ -101,15 +101,6 @@ def _accelerators() -> list[tuple[str, str]]:
     except (OSError, subprocess.SubprocessError):
         return []
     return [(name, memory) for name, _, memory in (line.partition(", ") for line in told.splitlines() if line)]
-
-
-def _sockets() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text()
-    except OSError:
-        return ""
-    found = {line for line in text.splitlines() if line.startswith("physical id")}
-    return str(len(found)) if found else ""
 
 
 def _caches() -> str:

@@ -122,7 +122,7 @@ class Compiling(Engine):
 
 def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory_is_spent(library, monkeypatch):
     monkeypatch.setattr(machine, "cores", lambda: 2)
-    monkeypatch.setattr(machine, "describe", lambda: {"memory_bytes": 10**12})
+    monkeypatch.setattr(machine, "memory_bytes", lambda: 10**12)
     padded = collections.Counter((-(-library.lengths // 8) * 8).clip(max=library.longest).tolist())
     plans = warmup.shapes_to_come(library, rows=None, tokens=1024, multiple=8)
     monkeypatch.setattr(warmup, "COMPILED_BYTES", 10**12)
