@@ -31,8 +31,7 @@ def choose_amax(counts: np.ndarray, largest: float, calibrator: Calibrator) -> f
         return float(largest)
     if calibrator == "percentile":
         share = np.cumsum(counts) / counts.sum()
-        last = int(np.searchsorted(share, PERCENTILE / 100.0))
-        return float(largest * (min(last, BINS - 1) + 1) / BINS)
+        return float(largest * (np.searchsorted(share, PERCENTILE / 100.0) + 1) / BINS)
     if calibrator == "entropy":
         return float(largest * _entropy_bins(counts) / BINS)
     return _mse_amax(counts, largest)

@@ -13,14 +13,23 @@ import pytest
 import safetensors.numpy
 
 from bertjax.errors import UserError
-from bertjax.model.bert import BertForQuestionAnswering, as_params, bind, init_params, jit_logits, load
-from bertjax.model.fakequant import fake_quantize, weight_scale
-from bertjax.model.masked_lm import BertForMaskedLM
+from bertjax.model.bert import (
+    BertForQuestionAnswering,
+    Context,
+    Gates,
+    as_params,
+    bind,
+    init_params,
+    jit_logits,
+    load,
+)
 from bertjax.modeldir import store
-from bertjax.modeldir.config import BertConfig
-from bertjax.modeldir.tensors import count_parameters, question_answering_shapes
+from bertjax.modeldir.config import BertConfig, Quantization
+from bertjax.modeldir.tensors import activation_scales, count_parameters, question_answering_shapes, scale_shapes
+from bertjax.modeldir.untrained import random_model
 from bertjax.training.losses import span_cross_entropy
-from tests.models import QUANTIZATION, tiny_config, write_random_model
+from tests.models import PLACEMENTS, QUANTIZATION, tiny_config, write_random_model
+from tests.onnx.reference import Reference
 
 
 def _inputs(vocabulary: int, rows: int, length: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -151,14 +160,85 @@ def test_bfloat16_gradients_are_float32_and_near():
     assert wide @ narrow > 0.995 * np.linalg.norm(wide) * np.linalg.norm(narrow)
 
 
-def test_dropout_follows_its_key():
-    config = dataclasses.replace(tiny_config(quantized=False), hidden_dropout=0.3)
-    model = _span_model(config, seed=3)
-    inputs = _inputs(config.vocab_size, 2, 20)
-    once, again, other = (model(*inputs, dropout_key=jax.random.key(seed)).start_logits for seed in (1, 1, 2))
+def test_dropout_keeps_its_share_and_the_mean():
+    x = jnp.ones((100, 200), jnp.bfloat16)
+    dropped = Context(bias=jnp.zeros(()), dropout_key=jax.random.key(0)).dropout(x, 0.2, 0)
+    assert dropped.dtype == x.dtype and set(np.unique(dropped.astype(np.float32)).tolist()) == {0.0, 1.25}
+    assert float((dropped > 0).mean()) == pytest.approx(0.8, abs=0.01)
+    assert Context(bias=jnp.zeros(()), dropout_key=jax.random.key(0)).dropout(x, 0.0, 0) is x
+    assert Context(bias=jnp.zeros(())).dropout(x, 0.2, 0) is x
+
+
+def test_every_dropout_of_a_pass_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch):
+    config = dataclasses.replace(tiny_config(quantized=False), hidden_dropout=0.3, attention_dropout=0.2)
+    model = bind(BertForQuestionAnswering, config, init_params(BertForQuestionAnswering, config, seed=3))
+    inputs, places = _inputs(config.vocab_size, 2, 20), []
+    monkeypatch.setattr(
+        Context, "dropout", lambda self, x, rate, place: places.append((place, rate, x.shape == (2, 20, 32))) or x
+    )
+    jax.eval_shape(lambda key: model(*inputs, dropout_key=key), jax.random.key(0))
+    monkeypatch.undo()
+    assert len({place for place, *_ in places}) == len(places) == 3 * len(config.layers) + 1
+    assert all(rate == (0.3 if hidden else 0.2) for _, rate, hidden in places)
+    once, again, other = (jax.jit(model)(*inputs, dropout_key=jax.random.key(seed)).start_logits for seed in (1, 1, 2))
     np.testing.assert_array_equal(once, again)
     assert np.abs(once - other).max() > 1e-3
-    assert np.abs(once - model(*inputs).start_logits).max() > 1e-3
+
+
+def test_a_gate_scales_what_its_unit_gives_for_its_example_alone():
+    config, random = tiny_config(quantized=False), np.random.default_rng(0)
+    params = as_params(random_model(config, seed=4).tensors)
+    factors = Gates(
+        heads=tuple(random.random(layer.heads, np.float32) for layer in config.layers),
+        ffn=tuple(random.random(layer.ffn, np.float32) for layer in config.layers),
+    )
+    scaled = dict(params)
+    for index in range(len(config.layers)):
+        for block, shares in (
+            ("attention.output", factors.heads[index].repeat(config.head_size)),
+            ("output", factors.ffn[index]),
+        ):
+            scaled[f"bert.encoder.layer.{index}.{block}.dense.weight"] *= shares  # the columns of the units
+    inputs = _inputs(config.vocab_size, 2, 20)
+    model = jax.jit(lambda params, gates: bind(BertForQuestionAnswering, config, params)(*inputs, gates=gates))
+    gates = jax.tree.map(lambda one: np.stack([one, np.ones_like(one)]), factors)
+    found = model(params, gates).start_logits
+    open_gates = jax.tree.map(np.ones_like, gates)
+    np.testing.assert_allclose(found[0], model(scaled, open_gates).start_logits[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], model(params, open_gates).start_logits[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("placement", [PLACEMENTS[0], PLACEMENTS[-1]])
+def test_the_grid_in_the_network_is_that_of_plain_numpy(placement: Quantization):
+    """By relative L2: a difference of 1e-7 can turn a rounding."""
+    config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=placement)
+    stored, inputs = random_model(config, seed=5), _inputs(config.vocab_size, 3, 20)
+    seen: dict[str, jax.Array] = {}
+    model = bind(BertForQuestionAnswering, config, as_params(stored.tensors))
+    found = np.stack(jit_logits(model)(*inputs))
+    wanted, real = Reference(stored).run(*inputs), inputs[1] > 0
+    assert np.linalg.norm((found - wanted)[:, real]) < 0.02 * np.linalg.norm(wanted[:, real])
+    jax.eval_shape(lambda: model(*inputs, observe=seen.__setitem__) and None)
+    everything = dataclasses.replace(config, quantization=PLACEMENTS[-1])
+    shapes = scale_shapes(everything)
+    assert seen.keys() == set(activation_scales(everything))
+    assert all(
+        value.shape[:2] == (3, 20) and value.shape[-1:] == (shapes[name] or value.shape[-1:])
+        for name, value in seen.items()
+    )
+
+
+def test_fresh_weights_are_a_narrow_normal_and_follow_their_seed():
+    config = tiny_config(quantized=False)
+    params, same, other = (init_params(BertForQuestionAnswering, config, seed=seed) for seed in (0, 0, 1))
+    for name, value in params.items():
+        np.testing.assert_array_equal(value, same[name])
+        if value.ndim == 2:
+            assert (value != other[name]).any() and np.abs(value).max() <= 0.04
+        else:
+            assert (value == float(name.endswith("LayerNorm.weight"))).all()
+    drawn = params["bert.embeddings.position_embeddings.weight"]
+    assert float(drawn.std()) == pytest.approx(0.02 * 0.8796, rel=0.02) and float(np.abs(drawn).max()) > 0.038
 
 
 def test_a_directory_comes_back_as_it_was_saved(tmp_path: Path):
@@ -211,27 +291,3 @@ def test_bfloat16_checkpoints_and_old_names_are_read(tmp_path: Path):
     found = store.load_encoder(tmp_path / "m").tensors
     name = "bert.encoder.layer.0.output.LayerNorm.weight"
     np.testing.assert_array_equal(found[name], narrow["encoder.layer.0.output.LayerNorm.gamma"].astype(np.float32))
-
-
-def test_masked_lm_shares_the_word_table():
-    config = tiny_config(quantized=False)
-    params = init_params(BertForMaskedLM, config, seed=0)
-    inputs, positions = _inputs(config.vocab_size, 2, 12), np.array([[1, 3], [2, 4]], np.int32)
-    logits = jax.jit(lambda params: bind(BertForMaskedLM, config, params)(*inputs, positions))
-    before = logits(params)
-    assert before.shape == (2, 2, config.vocab_size)
-    absent = next(i for i in range(config.vocab_size) if i not in inputs[0])  # only the decoder reads this row
-    table = "bert.embeddings.word_embeddings.weight"
-    params[table] = params[table].at[absent].mul(-3.0)
-    after = logits(params)
-    assert (np.abs(after - before).max(axis=(0, 1)) > 1e-6).tolist() == [i == absent for i in range(config.vocab_size)]
-
-
-def test_the_grid_rounds_half_to_even_clips_and_passes_gradients_inside():
-    x, scale = jnp.array([0.25, 0.75, 1.24, -0.25, 64.0, -70.0]), jnp.float32(0.5)
-    np.testing.assert_array_equal(fake_quantize(x, scale, -128), [0.0, 1.0, 1.0, 0.0, 63.5, -64.0])
-    gradient = jax.grad(lambda x: fake_quantize(x, scale, -128).sum())(x)
-    np.testing.assert_array_equal(gradient, [1, 1, 1, 1, 0, 0])
-    weight = jnp.array([[0.0, 0.0], [1.27, -2.54]])
-    np.testing.assert_array_equal(weight_scale(weight, scale), np.float32([1.0, 0.02]))
-    np.testing.assert_allclose(weight_scale(weight, jnp.array([3.0, 0.75])), np.float32([1.0, 0.01]), rtol=1e-6)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bertjax.data.batching import collate
+from bertjax.data.dataset import Dataset
+from bertjax.data.windows import Window
 from bertjax.errors import UserError
 from bertjax.model.bert import BertForQuestionAnswering, Gates, as_arrays, as_params, bind, init_params
 from bertjax.modeldir.config import BertConfig, LayerShape, count_macs
-from bertjax.pruning.costs import Costs, mac_costs
-from bertjax.pruning.importance import Importance, gate_gradients, open_gates
+from bertjax.pruning.costs import Costs, check_reduction, largest_blocks, mac_costs
+from bertjax.pruning.importance import (
+    Importance,
+    gate_gradients,
+    load_importance,
+    measure_importance,
+    open_gates,
+    save_importance,
+)
 from bertjax.pruning.search import Plan, search
 from bertjax.pruning.surgery import cut
 from bertjax.training.losses import span_cross_entropy
@@ -69,6 +81,44 @@ def test_gate_gradients_are_the_finite_differences_of_each_example():
             found = np.asarray(getattr(gradients, kind)[layer])[:, unit]
             assert np.abs(measured).max() > 1e-4
             np.testing.assert_allclose(found, measured, rtol=2e-2, atol=2e-5)
+
+
+def _dataset(random: np.random.Generator, sizes: list[int], answered: list[bool]) -> Dataset:
+    windows = [
+        Window(
+            example=index,
+            input_ids=random.integers(5, 40, size).astype(np.int32),
+            context_start=3,
+            offsets=np.zeros((size - 4, 2), np.int32),
+            max_context=np.ones(size - 4, bool),
+            start=4 if holds else 0,
+            end=5 if holds else 0,
+        )
+        for index, (size, holds) in enumerate(zip(sizes, answered, strict=True))
+    ]
+    return Dataset(examples=[], windows=windows, lengths=np.array(sizes, np.int32), longest=24)
+
+
+def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Path):
+    dataset = _dataset(np.random.default_rng(0), [9, 20, 12, 24, 15], [True, False, True, True, True])
+    params = _sharp_params(TINY, 5)
+    measured = measure_importance(TINY, params, dataset, examples=3, seed=2)
+    save_importance(tmp_path / "importance.npz", measured)
+    found = load_importance(tmp_path / "importance.npz")
+    drawn = np.random.default_rng(2).permutation(np.array([0, 2, 3, 4]))[:3]  # of those that hold their answer
+    gradient = jax.jit(lambda batch: gate_gradients(TINY, params, batch))
+    each = [gradient(collate(dataset.windows, [row], 24)) for row in drawn]
+    blocks = {kind: np.zeros((3, 2)) for kind in ("heads", "ffn")}
+    for kind, layer in itertools.product(blocks, range(2)):
+        own = np.stack([getattr(gates, kind)[layer][0] for gates in each]).astype(np.float64)
+        np.testing.assert_allclose(getattr(found, kind)[layer], np.square(own).mean(axis=0), rtol=1e-3, atol=1e-9)
+        blocks[kind][:, layer] = own.sum(axis=1)
+    for name, sums in (
+        ("attention_blocks", blocks["heads"]),
+        ("ffn_blocks", blocks["ffn"]),
+        ("layers", blocks["heads"] + blocks["ffn"]),
+    ):
+        np.testing.assert_allclose(getattr(found, name), np.square(sums).mean(axis=0), rtol=1e-3, atol=1e-9)
 
 
 def _random_importance(config: BertConfig, random: np.random.Generator) -> Importance:
@@ -159,6 +209,36 @@ def test_search_meets_the_target_within_two_percent_at_bert_large_shape(reductio
 
 def test_macs_of_bert_large_are_the_references():
     assert count_macs(BertConfig.bert_large(), 384) == pytest.approx(123.2e9, rel=1e-3)
+
+
+def test_a_plan_says_what_it_keeps_and_what_that_loses():
+    config = BertConfig.dense(vocab_size=40, hidden_size=16, num_layers=2, heads=2, ffn=6)
+    importance = Importance(
+        heads=(np.array([3.0, 0.5]), np.array([0.25, 4.0])),
+        ffn=(np.array([5.0, 1.0, 1.0, 6.0, 7.0, 0.5]), np.array([0.5, 9.0, 9.0, 0.25, 9.0, 9.0])),
+        attention_blocks=np.zeros(2),
+        ffn_blocks=np.zeros(2),
+        layers=np.zeros(2),
+    )
+    costs = Costs(goal="latency", rest=1.0, attention=np.array([0.0, 4.0, 8.0]), ffn=np.arange(7) * 2.0)
+    plan = search(config, importance, costs, reduction=41 / 25, ffn_group=2)  # 16 of 40 go: a head and a group a layer
+    assert [kept.tolist() for kept in plan.heads] == [[0], [1]]
+    assert [kept.tolist() for kept in plan.ffn] == [[0, 1, 3, 4], [1, 2, 4, 5]]
+    assert plan.loss == 0.5 + 0.25 + 1.5 + 0.75
+    with pytest.raises(UserError, match="nearest reachable"):
+        search(config, importance, costs, reduction=41 / 24, ffn_group=2)  # 25 of 41 cannot be 24
+
+
+@pytest.mark.parametrize("reduction, allowed", [(0.99, False), (1.0, True), (32.0, True), (32.1, False)])
+def test_a_student_is_between_one_and_a_thirty_second_of_its_teacher(reduction: float, allowed: bool):
+    with contextlib.nullcontext() if allowed else pytest.raises(UserError, match="between 1 and 32"):
+        check_reduction(reduction, "--flops-reduction")
+
+
+def test_the_largest_blocks_are_those_of_any_layer():
+    layers = (LayerShape(heads=1, ffn=9), LayerShape(heads=3, ffn=4))
+    assert largest_blocks(dataclasses.replace(TINY, layers=layers)) == (3, 9)
+    assert largest_blocks(dataclasses.replace(TINY, layers=())) == (0, 0)
 
 
 @pytest.mark.parametrize("reduction", [0.5, 100.0, float("nan")])

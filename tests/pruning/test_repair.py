@@ -12,7 +12,6 @@ from bertjax.data.dataset import Dataset
 from bertjax.data.windows import Window
 from bertjax.model.bert import BertForQuestionAnswering, Model, Params, as_arrays, as_params, bind, init_params
 from bertjax.modeldir.config import BertConfig
-from bertjax.pruning import repair as repair_module
 from bertjax.pruning.repair import fit, repair
 from bertjax.pruning.search import Plan
 from bertjax.pruning.surgery import cut
@@ -63,21 +62,40 @@ def _told(config: BertConfig, params: Params, dataset: Dataset, name: str) -> tu
     return np.asarray(seen[name])[mask > 0], np.asarray(output.hidden_states[-1])[mask > 0]
 
 
-def test_a_fitted_projection_is_the_least_squares_solution(teacher: Model, dataset: Dataset):
+@pytest.mark.parametrize(("block", "reads"), [("attention.output", "attention.self"), ("output", "intermediate.dense")])
+def test_a_fitted_projection_is_the_least_squares_solution(teacher: Model, dataset: Dataset, block: str, reads: str):
     student = _cut(teacher)
     repaired = repair(teacher, student, dataset, examples=40, seed=0)
-    name = "bert.encoder.layer.0.attention.output.dense"
-    hidden, _ = _told(student.config, repaired, dataset, f"{name}.input_scale")
-    full, _ = _told(teacher.config, teacher.params, dataset, f"{name}.input_scale")
-    target = full @ teacher.params[f"{name}.weight"].T + teacher.params[f"{name}.bias"]  # the residuals are the same
+    name = f"bert.encoder.layer.0.{block}.dense"
+
+    def told(model: Model, params: Params, name: str) -> np.ndarray:
+        return _told(model.config, params, dataset, f"{name}.input_scale")[0]
+
+    hidden, full = told(student, repaired, name), told(teacher, teacher.params, name)
+    residuals = [
+        told(model, params, f"bert.encoder.layer.0.{reads}")
+        for model, params in ((teacher, teacher.params), (student, repaired))
+    ]
+    target = full @ teacher.params[f"{name}.weight"].T + teacher.params[f"{name}.bias"] + residuals[0] - residuals[1]
     rows = np.hstack([hidden, np.ones((len(hidden), 1))]).astype(np.float64)
-    pull = np.sqrt(repair_module.RIDGE * np.square(hidden).sum() / hidden.shape[1])
+    pull = np.sqrt(1e-4 * np.square(hidden).sum() / hidden.shape[1])
     drawn = pull * np.eye(hidden.shape[1], hidden.shape[1] + 1)
     wanted, *_ = np.linalg.lstsq(
         np.vstack([rows, drawn]), np.vstack([target, pull * np.asarray(student.params[f"{name}.weight"]).T]), rcond=None
     )
     np.testing.assert_allclose(repaired[f"{name}.weight"], wanted[:-1].T, atol=2e-4)
     np.testing.assert_allclose(repaired[f"{name}.bias"], wanted[-1], atol=2e-4)
+
+
+def test_a_repair_looks_at_as_many_windows_as_asked_drawn_by_seed(teacher: Model, dataset: Dataset):
+    student, name = _cut(teacher), "bert.encoder.layer.0.output.dense.weight"
+    drawn = np.random.default_rng(2).permutation(len(dataset.windows))[:10]
+    part = dataclasses.replace(
+        dataset, windows=[dataset.windows[index] for index in drawn], lengths=dataset.lengths[drawn]
+    )
+    few = repair(teacher, student, dataset, examples=10, seed=2)[name]
+    np.testing.assert_allclose(few, repair(teacher, student, part, examples=10, seed=0)[name], atol=1e-3)
+    assert np.abs(few - repair(teacher, student, dataset, examples=40, seed=2)[name]).max() > 1e-2
 
 
 def test_a_gone_block_keeps_the_mean_of_what_it_gave():

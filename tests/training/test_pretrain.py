@@ -16,12 +16,9 @@ from bertjax.data.text import read_corpus
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
 from bertjax.model import masked_lm
-from bertjax.model.bert import as_arrays, bind
+from bertjax.model.bert import bind
 from bertjax.model.masked_lm import BertForMaskedLM
-from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
-from bertjax.modeldir.store import StoredModel
-from bertjax.modeldir.tensors import masked_lm_head_shapes
 from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import _batch_maker, pretrain
 
@@ -103,23 +100,6 @@ def test_it_learns_what_the_neighbours_tell(tmp_path: Path, tokenizer: Tokenizer
         read[0, position[0]] = mask_id
         logits = jax.jit(lambda *x: module(*x))(read, np.ones_like(ids), np.zeros_like(ids), position)
         assert int(jnp.argmax(logits[0, 0])) == ids[0, position[0, 0]]
-
-
-def test_a_checkpoints_own_head_is_kept_and_a_missing_one_is_drawn(tmp_path: Path, tokenizer: Tokenizer):
-    config = _config(tokenizer)
-    arrays = as_arrays(masked_lm.fan_in_params(config, seed=4))
-    head = masked_lm_head_shapes(config)
-    arrays["cls.predictions.bias"] = np.arange(config.vocab_size, dtype=np.float32)
-    store.save(tmp_path / "with", StoredModel(config=config, tensors=arrays), tokenizer_from=tmp_path / "tokenizer")
-    _, params = masked_lm.masked_lm_from_encoder(tmp_path / "with", seed=0)
-    assert params.keys() == arrays.keys()
-    for name, value in arrays.items():
-        np.testing.assert_array_equal(params[name], value)
-    bare = {name: value for name, value in arrays.items() if name not in head}
-    store.save(tmp_path / "without", StoredModel(config=config, tensors=bare), tokenizer_from=tmp_path / "tokenizer")
-    _, params = masked_lm.masked_lm_from_encoder(tmp_path / "without", seed=0)
-    assert {name: params[name].shape for name in head} == head
-    assert not np.asarray(params["cls.predictions.bias"]).any()
 
 
 def _config(tokenizer: Tokenizer) -> BertConfig:

@@ -1,4 +1,4 @@
-"""Learned INT8 scales: the gradient of LSQ's paper by hand, and what a trained student keeps."""
+"""The INT8 grid, its gradient to what it rounds, and LSQ's gradient to its scale, worked by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bertjax.model.fakequant import fake_quantize, quantize_activation, quantize_weight
+from bertjax.model.fakequant import fake_quantize, quantize_activation, quantize_weight, weight_scale
 
 
 def lsq(x: np.ndarray, scale: float, incoming: np.ndarray, low: int) -> float:
@@ -66,3 +66,13 @@ def test_a_scale_descends_to_where_rounding_loses_least():
         for _ in range(300):
             scale = scale * jnp.exp(-0.05 * jnp.sign(jax.grad(error)(scale)))
         assert float(error(scale)) < 0.05 * float(error(jnp.float32(start)))
+
+
+def test_the_grid_rounds_half_to_even_clips_and_passes_gradients_inside():
+    x, scale = jnp.array([0.25, 0.75, 1.24, -0.25, 64.0, -70.0]), jnp.float32(0.5)
+    np.testing.assert_array_equal(fake_quantize(x, scale, -128), [0.0, 1.0, 1.0, 0.0, 63.5, -64.0])
+    gradient = jax.grad(lambda x: fake_quantize(x, scale, -128).sum())(x)
+    np.testing.assert_array_equal(gradient, [1, 1, 1, 1, 0, 0])
+    weight = jnp.array([[0.0, 0.0], [1.27, -2.54]])
+    np.testing.assert_array_equal(weight_scale(weight, scale), np.float32([1.0, 0.02]))
+    np.testing.assert_allclose(weight_scale(weight, jnp.array([3.0, 0.75])), np.float32([1.0, 0.01]), rtol=1e-6)
