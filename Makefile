@@ -1,43 +1,43 @@
-# make demo: install, then the whole chain on the embedded default.   make test: install, lint, tests.
-# make matrix: export and serving with the oldest and the newest ONNX libraries that are allowed.
-# make run RUN_ARGS="--benchmarks=bert --scenarios=Offline --config_ver=default --test_mode=PerformanceOnly"
-
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 EXTRAS ?= dev,trt-rtx
 
-.PHONY: install demo test lint types matrix run clean
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types matrix run clean
 
-install: $(STAMP)
+help:  ## this list
+	@sed -nE 's/^([a-z]+):.*  ## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do printf '%-9s%s\n' "$$name" "$$text"; done
+
+install: $(STAMP)  ## .venv with bertjax and the pinned tools of requirements.lock
 
 $(STAMP): pyproject.toml requirements.lock
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet -c requirements.lock -e ".[$(EXTRAS)]"
 	touch $(STAMP)
 
-demo: $(STAMP)
+demo: $(STAMP)  ## the whole chain on an embedded corpus: runs/demo/
 	$(BIN)/python train/distill.py --preset demo
 	$(BIN)/python export/to_onnx.py --model runs/demo/student-int8
 	$(BIN)/python serve/measure.py --run runs/demo
 
-lint: $(STAMP)
+lint: $(STAMP)  ## ruff, the import contracts and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
 
-types: $(STAMP)
+types: $(STAMP)  ## the type checker alone
 	$(BIN)/mypy
 
-test: lint
+test: lint  ## lint, then all tests
 	$(BIN)/python -m pytest
 
-matrix:
+matrix:  ## export and serving with the oldest and the newest ONNX libraries that are allowed
 	PYTHON=$(PYTHON) .ci/matrix
 
-run: $(STAMP)
+run: $(STAMP)  ## LoadGen in MLPerf's words: RUN_ARGS="--benchmarks=bert --scenarios=Offline --config_ver=default --test_mode=PerformanceOnly"
 	$(BIN)/python serve/audit.py $(RUN_ARGS)
 
-clean:
+clean:  ## remove .venv and build/
 	rm -rf $(VENV) build
