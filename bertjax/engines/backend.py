@@ -33,6 +33,11 @@ class Backend(Protocol):
     shares_cores: bool = False  # takes any number of streams and threads of each; else what fits its device
     compiles_shapes: bool = False  # `compile_shapes` makes batches faster
 
+    @property
+    def calls(self) -> int:
+        """Calls of `infer` at once that keep all streams busy; more than `streams` where arrays have to travel."""
+        return self.streams
+
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
         """Run one padded batch.
 

@@ -85,7 +85,8 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         timeline.complete(ids)
         loadgen.complete(ids, logits, lengths)
 
-    system = SystemUnderTest(backend, library, complete, queue, multiple=warmup.single_multiple(backend))
+    multiple, ahead = warmup.single_multiple(backend), settings.scenario == "Offline"
+    system = SystemUnderTest(backend, library, complete, queue, multiple=multiple, ahead=ahead)
     seconds = confs.audit.get("min_duration", test_settings.min_duration_ms) / 1000
     memory = _run_test(settings, seconds, system, library, timeline, test_settings)
     result = Result(

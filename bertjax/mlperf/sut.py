@@ -27,20 +27,30 @@ class SystemUnderTest:
     """
 
     def __init__(
-        self, backend: Backend, library: SampleLibrary, complete: Complete, queue: BatchQueue | None, *, multiple: int
+        self,
+        backend: Backend,
+        library: SampleLibrary,
+        complete: Complete,
+        queue: BatchQueue | None,
+        *,
+        multiple: int,
+        ahead: bool = False,
     ):
         """`queue` None means that samples run one by one in the thread that issues them (SingleStream).
 
         Args:
-          multiple: what the lengths of such samples are padded to; a queue pads by itself.
+          multiple: lengths of such samples are padded to multiples of it; a queue pads by itself.
+          ahead: take batches ahead of the streams, where the backend's `calls` have room for some: best without a bound
+            for latencies.
         """
         self._backend, self._library, self._complete, self._queue = backend, library, complete, queue
         self._multiple = multiple
         self.failure: Exception | None = None
         self.completed = 0  # samples answered, for a progress bar; rough while several workers count
+        threads = backend.calls if ahead else backend.streams
         self._workers = [
             threading.Thread(target=self._work, args=(queue,), name=f"serve-{number}", daemon=True)
-            for number in range(backend.streams if queue is not None else 0)
+            for number in range(threads if queue is not None else 0)
         ]
         for worker in self._workers:
             worker.start()

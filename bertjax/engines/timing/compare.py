@@ -40,7 +40,7 @@ class Passes:
 
     def seconds(self, clock: Callable[[], float] = time.perf_counter) -> float:
         """Time one pass over the batches, each stream taking the next one when it is free."""
-        with concurrent.futures.ThreadPoolExecutor(self.backend.streams) as pool:
+        with concurrent.futures.ThreadPoolExecutor(self.backend.calls) as pool:
             list(pool.map(self.run, self._ahead()))
             begin = clock()
             list(pool.map(self.run, self.plans))
@@ -83,7 +83,7 @@ class Passes:
         self.backend.infer(*self.library.gather(plan.rows, plan.length))
 
     def _ahead(self) -> Sequence[BatchPlan]:
-        return self.plans[: AHEAD * self.backend.streams]
+        return self.plans[: AHEAD * self.backend.calls]
 
 
 def offline_passes(

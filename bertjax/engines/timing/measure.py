@@ -36,7 +36,7 @@ def throughput(backend: Backend, library: SampleLibrary, *, tokens: int, seconds
 
     At most `seconds` of warm-up and as much of measuring, but at least one batch per stream of each.
     """
-    with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
+    with concurrent.futures.ThreadPoolExecutor(backend.calls) as pool:
         plans = _warm_plans(pool, backend, library, tokens, seconds)
         return _run_for(pool, backend, library, plans, seconds).samples_per_second
 
@@ -48,7 +48,7 @@ def token_rates(contenders: Sequence[tuple[Backend, int]], library: SampleLibrar
     They are measured in turn, so that a machine that slows down does so for all; the median of ROUNDS counts.
     At most `seconds` of warm-up and as much of measuring for each, but at least one batch per stream of each.
     """
-    with concurrent.futures.ThreadPoolExecutor(max(backend.streams for backend, _ in contenders)) as pool:
+    with concurrent.futures.ThreadPoolExecutor(max(backend.calls for backend, _ in contenders)) as pool:
         plans = [_warm_plans(pool, backend, library, tokens, seconds) for backend, tokens in contenders]
         rest = REST if len({id(backend) for backend, _ in contenders}) > 1 else 0.0
         rates: list[list[float]] = [[] for _ in contenders]
@@ -66,7 +66,7 @@ def _warm_plans(
     plans = plan_inference(library.lengths, tokens=tokens, multiple=LENGTH_MULTIPLE, longest=library.longest)
     plans = [plans[index] for index in np.random.default_rng(0).permutation(len(plans))]
     batches = _run_for(pool, backend, library, plans, seconds).batches
-    return plans[: batches * backend.streams]
+    return plans[: batches * backend.calls]
 
 
 def _run_for(
@@ -78,16 +78,16 @@ def _run_for(
 ) -> _Pass:
     """Run batches on every stream until the time is over, each stream its own: every n-th of the plans."""
 
-    def work(stream: int) -> tuple[int, int, int, float]:
+    def work(call: int) -> tuple[int, int, int, float]:
         begin, samples, tokens, batches = time.perf_counter(), 0, 0, 0
         while batches == 0 or time.perf_counter() - begin < seconds:
-            plan = plans[(stream + batches * backend.streams) % len(plans)]
+            plan = plans[(call + batches * backend.calls) % len(plans)]
             backend.infer(*library.gather(plan.rows, plan.length))
             samples, tokens, batches = samples + len(plan.rows), tokens + len(plan.rows) * plan.length, batches + 1
         return samples, tokens, batches, time.perf_counter() - begin
 
     # Each stream by its own clock: on the last batch the others would wait for the slowest.
-    done = list(pool.map(work, range(backend.streams)))
+    done = list(pool.map(work, range(backend.calls)))
     return _Pass(
         samples_per_second=sum(samples / elapsed for samples, _, _, elapsed in done),
         tokens_per_second=sum(tokens / elapsed for _, tokens, _, elapsed in done),

@@ -84,7 +84,7 @@ def compile_shapes(
 
 def meet(backend: Backend, library: SampleLibrary, plans: Iterable[BatchPlan]) -> None:
     """Run each batch once on every stream: OpenVINO prepares its kernels anew for each."""
-    with concurrent.futures.ThreadPoolExecutor(backend.streams) as pool:
+    with concurrent.futures.ThreadPoolExecutor(backend.calls) as pool:
         for plan in plans:
             batch = library.gather(plan.rows, plan.length)
-            list(pool.map(lambda _, batch=batch: backend.infer(*batch), range(backend.streams)))
+            list(pool.map(lambda _, batch=batch: backend.infer(*batch), range(backend.calls)))

@@ -7,9 +7,11 @@ import dataclasses
 import multiprocessing
 import os
 import pickle
+import select
+import struct
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -17,8 +19,10 @@ from bertjax import machine
 from bertjax.engines.backend import Backend, Logits, Shape
 from bertjax.engines.workers import processes
 from bertjax.engines.workers.exchange import Exchange
-from bertjax.engines.workers.pool import START_SECONDS, About, Feed, WorkerLost, WorkerPool
+from bertjax.engines.workers.pool import AHEAD, START_SECONDS, About, Feed, WorkerLost, WorkerPool
 from bertjax.errors import UserError, WorkFailed
+
+_SHAPE = struct.Struct("qq")  # rows and length of a batch that lies in an exchange
 
 
 def open_local(open_with: Callable[..., Backend], count: int, *, streams: int, threads: int) -> WorkerPool:
@@ -37,7 +41,7 @@ def open_local(open_with: Callable[..., Backend], count: int, *, streams: int, t
 
 
 class LocalWorker:
-    """A process with a pipe and an exchange for each stream, and a pipe for all else. See `pool.Worker`."""
+    """A process with a pipe and an exchange for each lane, and a pipe for all else. See `pool.Worker`."""
 
     about: About
 
@@ -48,10 +52,11 @@ class LocalWorker:
           WorkerLost: it ended before that.
           UserError, WorkFailed: its backend did not open.
         """
-        pairs = [multiprocessing.Pipe() for _ in range(1 + streams)]
+        pairs = [multiprocessing.Pipe() for _ in range(1 + streams + AHEAD)]
         self._control, *self._pipes = [ours for ours, _ in pairs]
         self._controlling = threading.Lock()
-        self._exchanges = [Exchange() for _ in range(streams)]
+        self._pollers = [_poller(pipe) for pipe in self._pipes]  # `Connection.poll` makes one anew each time, for 50 us
+        self._exchanges = [Exchange() for _ in self._pipes]
         ends = [theirs.fileno() for _, theirs in pairs]
         exchanges = [exchange.descriptor for exchange in self._exchanges]
         task = _Task(
@@ -68,18 +73,28 @@ class LocalWorker:
         for _, end in pairs:
             end.close()
         try:
-            self.about = self._answer(self._control, START_SECONDS)
+            with self._ending_told():
+                if not self._control.poll(START_SECONDS):
+                    raise WorkerLost(f"(process {self.pid}) was not ready within {START_SECONDS:.0f} s")
+                self.about = self._answer()
         except BaseException:
             self.close()
             raise
 
-    def infer(self, stream: int, batch: Feed, seconds: float) -> Logits:
+    def infer(self, lane: int, batch: Feed, seconds: float) -> Logits:
         rows, length = batch[0].shape
-        inputs, logits = self._exchanges[stream].views(rows, length)
+        inputs, logits = self._exchanges[lane].views(rows, length)
         for mine, given in zip(inputs, batch, strict=True):
             mine[:] = given
-        self._send(self._pipes[stream], (rows, length))
-        self._answer(self._pipes[stream], seconds)
+        pipe = self._pipes[lane]
+        with self._ending_told():
+            pipe.send_bytes(_SHAPE.pack(rows, length))
+            if not self._pollers[lane].poll(1e3 * seconds):
+                self._process.kill()
+                raise WorkerLost(f"(process {self.pid}) did not answer within {seconds:.0f} s and was ended")
+            error = pipe.recv_bytes()
+        if error:
+            raise pickle.loads(error)
         return logits[0].copy(), logits[1].copy()
 
     def compile_shapes(self, shapes: Sequence[Shape]) -> None:
@@ -94,37 +109,31 @@ class LocalWorker:
         processes.close_stdin(self._process)
 
     def _call(self, method: str, *arguments: object) -> Any:
-        with self._controlling:
-            self._send(self._control, (method, arguments))
-            return self._answer(self._control, None)
+        with self._controlling, self._ending_told():
+            self._control.send((method, arguments))
+            return self._answer()
 
-    def _send(self, pipe: Connection, message: object) -> None:
-        try:
-            pipe.send(message)
-        except OSError:
-            raise self._lost() from None
-
-    def _answer(self, pipe: Connection, seconds: float | None) -> Any:
-        try:
-            if not pipe.poll(seconds):
-                self._process.kill()
-                raise WorkerLost(f"(process {self.pid}) did not answer within {seconds:.0f} s and was ended")
-            answer = pipe.recv()
-        except (EOFError, OSError):
-            raise self._lost() from None
+    def _answer(self) -> Any:
+        """The answer on the control pipe."""
+        answer = self._control.recv()
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    def _lost(self) -> WorkerLost:
-        self._process.kill()  # a broken pipe is the end of it, should the rest still run
-        how = processes.how_it_ended(self._process.wait())
-        return WorkerLost(f"(process {self.pid}) ended with {how}")
+    @contextlib.contextmanager
+    def _ending_told(self) -> Iterator[None]:
+        """Raise WorkerLost in place of what a pipe raises whose other end is gone."""
+        try:
+            yield
+        except (EOFError, OSError):
+            self._process.kill()  # a broken pipe is the end of it, should the rest still run
+            how = processes.how_it_ended(self._process.wait())
+            raise WorkerLost(f"(process {self.pid}) ended with {how}") from None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What a worker is started with; pipes and exchanges as file descriptors, those of the streams in their order."""
+    """What a worker is started with; pipes and exchanges as file descriptors, those of the lanes in their order."""
 
     open_with: Callable[..., Backend]
     streams: int
@@ -149,30 +158,39 @@ def main() -> None:
         return
     control.send(About.of(backend, task.streams))
     for pipe, exchange in zip(task.pipes, task.exchanges, strict=True):
-        threading.Thread(
-            target=_serve_stream, args=(backend, Connection(pipe), Exchange(exchange)), daemon=True
-        ).start()
-    _serve(control, lambda message: getattr(backend, message[0])(*message[1]))
+        threading.Thread(target=_serve_lane, args=(backend, Connection(pipe), Exchange(exchange)), daemon=True).start()
+    _serve_control(backend, control)
 
 
-def _serve_stream(backend: Backend, pipe: Connection, exchange: Exchange) -> None:
-    def infer(shape: Shape) -> None:
-        inputs, logits = exchange.views(*shape)
-        logits[0], logits[1] = backend.infer(*inputs)
-
-    _serve(pipe, infer)
-
-
-def _serve(pipe: Connection, work: Callable[[Any], object]) -> None:
-    """Answer each message with what `work` makes of it, or the error that it raises, until the other end is gone."""
+def _serve_lane(backend: Backend, pipe: Connection, exchange: Exchange) -> None:
+    """Run the batches of one lane until the other end is gone; an answer is empty, or a pickled error."""
     with contextlib.suppress(EOFError, OSError):
         while True:
-            message = pipe.recv()
+            inputs, logits = exchange.views(*_SHAPE.unpack(pipe.recv_bytes()))
+            answer = b""
             try:
-                answer = work(message)
+                logits[0], logits[1] = backend.infer(*inputs)
+            except Exception as error:
+                answer = pickle.dumps(_sendable(error))
+            pipe.send_bytes(answer)
+
+
+def _serve_control(backend: Backend, pipe: Connection) -> None:
+    """Call the backend's methods by name until the other end is gone; an answer is a result or an error."""
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            method, arguments = pipe.recv()
+            try:
+                answer = getattr(backend, method)(*arguments)
             except Exception as error:
                 answer = _sendable(error)
             pipe.send(answer)
+
+
+def _poller(pipe: Connection) -> select.poll:
+    poller = select.poll()
+    poller.register(pipe.fileno(), select.POLLIN)
+    return poller
 
 
 def _sendable(error: Exception) -> Exception:

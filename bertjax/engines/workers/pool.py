@@ -6,7 +6,6 @@ import collections
 import concurrent.futures
 import dataclasses
 import platform
-import queue
 import sys
 import threading
 import time
@@ -23,6 +22,9 @@ Feed = tuple[np.ndarray, np.ndarray, np.ndarray]  # the arguments of `Backend.in
 ATTEMPTS = 3  # workers that may be lost on one batch before the batch is what is wrong
 RESTARTS = 3  # of each worker before it is the machine or the engine that is wrong
 START_SECONDS = 600.0  # to find a place and open a backend, which may have to compile
+# Calls that a worker takes beyond its streams: a batch waits in the worker while the answer of another one travels, and
+# no stream is idle. A waiting core takes longer to wake than a batch of a small model takes to travel.
+AHEAD = 1
 FIRST_SECONDS = 300.0  # that a call may take while no call has been measured
 LEAST_SECONDS = 5.0  # that a call may take at least
 PATIENCE = 20.0  # times its usual seconds that a call may take
@@ -64,8 +66,8 @@ class Worker(Protocol):
     about: About
     pid: int  # on its machine
 
-    def infer(self, stream: int, batch: Feed, seconds: float) -> Logits:
-        """As `backend.Backend.infer`; called by one thread at a time for each of `about.streams` streams.
+    def infer(self, lane: int, batch: Feed, seconds: float) -> Logits:
+        """As `backend.Backend.infer`; called by one thread at a time for each of `about.streams` + AHEAD lanes.
 
         Raises:
           WorkerLost: the worker ended before it answered, or did not answer within `seconds`, and is ended then.
@@ -106,6 +108,15 @@ class CallLimit:
             return max(LEAST_SECONDS, PATIENCE * tokens * self._seconds / self._tokens)
 
 
+@dataclasses.dataclass(kw_only=True)
+class _Member:
+    """A worker that answers, its lanes without a call, and when it was taken last."""
+
+    worker: Worker
+    free: list[int]
+    turn: int = 0
+
+
 class WorkerPool(Backend):
     """Workers as one backend, with what each of them can. See `backend.Backend`.
 
@@ -124,16 +135,17 @@ class WorkerPool(Backend):
           WorkFailed: a worker ended while it started, and RESTARTS times again.
           Exception: `start` raised it.
         """
-        self._start = start
-        self._lock = threading.Lock()  # guards all below but the queue
-        self._workers: dict[int, Worker] = {}
+        self._start, self._count = start, count
+        self._lock = threading.Lock()  # guards all below
+        self._change = threading.Condition(self._lock)  # a lane has become free, or the end has come
+        self._members: dict[int, _Member] = {}
+        self._turns = 0
         self._starting: set[int] = set()  # workers that are being started again
         self._restarts: collections.Counter[int] = collections.Counter()
         self._shapes: list[Shape] = []  # that every worker has compiled
         self._end: Exception | None = None
         self._closed = False
         self._limit = CallLimit()
-        self._free: queue.SimpleQueue[tuple[int, Worker, int] | None] = queue.SimpleQueue()  # number, worker, stream
         try:
             self._add(0)  # alone, so that what it writes to the disk, a graph or a compiled model, is there for all
             with concurrent.futures.ThreadPoolExecutor(max(1, count - 1)) as threads:
@@ -143,29 +155,39 @@ class WorkerPool(Backend):
             if isinstance(error, WorkerLost):
                 raise WorkFailed(f"a worker {error} before it was ready") from None
             raise
-        found = [worker.about for worker in self._workers.values()]
+        found = [worker.about for worker in self.workers.values()]
         self.name, self.batch_tokens = found[0].name, found[0].batch_tokens
         self.shares_cores, self.compiles_shapes = found[0].shares_cores, found[0].compiles_shapes
         self.streams = sum(about.streams for about in found)
         self.description = f"{count} workers, each {found[0].description}"
 
+    @property
+    def workers(self) -> dict[int, Worker]:
+        """Those that answer now, by number."""
+        with self._lock:
+            return {number: member.worker for number, member in self._members.items()}
+
+    @property
+    def calls(self) -> int:
+        return self.streams + AHEAD * self._count
+
     def infer(self, input_ids: np.ndarray, attention_mask: np.ndarray, token_type_ids: np.ndarray) -> Logits:
-        cause = None
+        cause: WorkerLost | None = None
         rows, length = input_ids.shape
         for _ in range(ATTEMPTS):
-            number, worker, stream = self._take()
+            number, worker, lane = self._take()
             begin = time.monotonic()
             try:
                 batch = input_ids, attention_mask, token_type_ids
-                logits = worker.infer(stream, batch, self._limit.seconds(rows * length))
+                logits = worker.infer(lane, batch, self._limit.seconds(rows * length))
             except WorkerLost as error:
                 cause = error
                 self._replace(number, worker, error)
                 continue
             except Exception:
-                self._free.put((number, worker, stream))
+                self._release(number, worker, lane)
                 raise
-            self._free.put((number, worker, stream))
+            self._release(number, worker, lane)
             self._limit.note(rows * length, time.monotonic() - begin)
             return logits
         raise WorkFailed(f"{ATTEMPTS} workers in turn ended on a batch of {rows} x {length} tokens; the last {cause}")
@@ -173,15 +195,13 @@ class WorkerPool(Backend):
     def compile_shapes(self, shapes: Sequence[Shape]) -> None:
         with self._lock:
             self._shapes += [shape for shape in shapes if shape not in self._shapes]
-            workers = list(self._workers.items())
-        with concurrent.futures.ThreadPoolExecutor(max(1, len(workers))) as threads:
-            list(threads.map(lambda pair: self._compile(pair[0], pair[1], shapes), workers))
+            workers = {number: member.worker for number, member in self._members.items()}
+        with concurrent.futures.ThreadPoolExecutor(self._count) as threads:
+            list(threads.map(lambda number: self._compile(number, workers[number], shapes), workers))
 
     def resident_bytes(self) -> int:
         found: collections.Counter[str] = collections.Counter()
-        with self._lock:
-            workers = list(self._workers.items())
-        for number, worker in workers:
+        for number, worker in self.workers.items():
             try:
                 found[worker.about.node] += worker.resident_bytes()
             except WorkerLost as error:
@@ -194,25 +214,36 @@ class WorkerPool(Backend):
             if self._closed:
                 return
             self._closed = True
-            workers = list(self._workers.values())
         self._give_up(WorkFailed("the workers have been closed"))
-        for worker in workers:
+        for worker in self.workers.values():
             worker.close()
 
     def _take(self) -> tuple[int, Worker, int]:
-        while (free := self._free.get()) is not None:
-            number, worker, _ = free
-            if self._workers.get(number) is worker:  # else it is a stream of a lost one
-                return free
-        self._free.put(None)  # for the next call
-        raise WorkFailed(f"no worker is left: {self._end}") from self._end
+        """A free lane, of the worker that has most of them; of equals the one that was taken longest ago."""
+        with self._change:
+            while self._end is None:
+                free = [(number, member) for number, member in self._members.items() if member.free]
+                if free:
+                    number, member = max(free, key=lambda pair: (len(pair[1].free), -pair[1].turn))
+                    self._turns += 1
+                    member.turn = self._turns
+                    return number, member.worker, member.free.pop(0)
+                self._change.wait()
+            raise WorkFailed(f"no worker is left: {self._end}") from self._end
+
+    def _release(self, number: int, worker: Worker, lane: int) -> None:
+        with self._change:
+            member = self._members.get(number)
+            if member is not None and member.worker is worker:  # else it is a lane of a lost one
+                member.free.append(lane)
+                self._change.notify()
 
     def _replace(self, number: int, lost: Worker, error: WorkerLost) -> None:
-        """Start a new worker in place of a lost one, in the background; every stream of that may come and say so."""
+        """Start a new worker in place of a lost one, in the background; every lane of that may come and say so."""
         with self._lock:
-            if self._closed or self._workers.get(number) is not lost:
+            if self._closed or number not in self._members or self._members[number].worker is not lost:
                 return
-            del self._workers[number]
+            del self._members[number]
             self._starting.add(number)
         lost.close()
         if not self._may_restart(number, error, "its batches are sent again, and it is started anew"):
@@ -225,7 +256,7 @@ class WorkerPool(Backend):
             worker = self._add(number)
         except Exception as error:
             with self._lock:
-                alone = not self._workers and not self._starting
+                alone = not self._members and not self._starting
             if self._closed:
                 return
             print(f"worker {number} did not start again: {error}", file=sys.stderr)
@@ -250,15 +281,14 @@ class WorkerPool(Backend):
             with self._lock:
                 self._starting.discard(number)
             raise
-        with self._lock:
+        with self._change:
             self._starting.discard(number)
-            self._workers[number] = worker
-            closed = self._closed
-        if closed:
-            worker.close()
-        else:
-            for stream in range(worker.about.streams):
-                self._free.put((number, worker, stream))
+            if not self._closed:
+                lanes = range(worker.about.streams + AHEAD)
+                self._members[number] = _Member(worker=worker, free=list(lanes))
+                self._change.notify(len(lanes))
+                return worker
+        worker.close()
         return worker
 
     def _start_until_ready(self, number: int) -> Worker:
@@ -285,5 +315,6 @@ class WorkerPool(Backend):
             self._replace(number, worker, error)
 
     def _give_up(self, error: Exception) -> None:
-        self._end = self._end or error
-        self._free.put(None)
+        with self._change:
+            self._end = self._end or error
+            self._change.notify_all()

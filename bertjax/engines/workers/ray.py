@@ -14,7 +14,7 @@ import numpy as np
 
 from bertjax import machine
 from bertjax.engines.backend import Backend, Logits, Shape
-from bertjax.engines.workers.pool import START_SECONDS, About, Feed, WorkerLost, WorkerPool
+from bertjax.engines.workers.pool import AHEAD, START_SECONDS, About, Feed, WorkerLost, WorkerPool
 from bertjax.errors import UserError, WorkFailed
 
 LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
@@ -129,7 +129,9 @@ class RayWorker:
         where = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(place.node, soft=True)
         self._actor = (
             ray.remote(_Actor)
-            .options(num_cpus=place.cpus, num_gpus=place.gpus, max_concurrency=streams + 1, scheduling_strategy=where)
+            .options(
+                num_cpus=place.cpus, num_gpus=place.gpus, max_concurrency=streams + AHEAD + 1, scheduling_strategy=where
+            )
             .remote()
         )
         try:
@@ -142,7 +144,7 @@ class RayWorker:
             self.close()
             raise
 
-    def infer(self, stream: int, batch: Feed, seconds: float) -> Logits:
+    def infer(self, lane: int, batch: Feed, seconds: float) -> Logits:
         try:
             starts, ends = self._get(self._actor.infer.remote(*batch), seconds)
         except self._ray.exceptions.GetTimeoutError:

@@ -44,6 +44,25 @@ class Fickle(Echo):
         return super().infer(input_ids, attention_mask, token_type_ids)
 
 
+class Picky(Echo):
+    """Takes only shapes that were compiled."""
+
+    compiles_shapes = True
+    compiled = ()
+
+    def compile_shapes(self, shapes):
+        self.compiled = shapes
+
+    def infer(self, input_ids, attention_mask, token_type_ids):
+        if input_ids.shape not in self.compiled:
+            raise MemoryError("out of memory")
+        return np.ones(input_ids.shape, np.float32), np.ones(input_ids.shape, np.float32)
+
+
+def open_picky(*, streams, threads):
+    return Picky(streams)
+
+
 def open_fickle(*, streams, threads):
     return Fickle(streams)
 
@@ -102,7 +121,7 @@ def lose_one_and_get_it_back(pool, library, windows) -> tuple[int, list[int]]:
 
 
 def pids(pool) -> list[int]:
-    return [worker.pid for worker in pool._workers.values()]
+    return [worker.pid for worker in pool.workers.values()]
 
 
 def gone(pid: int, seconds: float = 10.0) -> bool:

@@ -1,6 +1,7 @@
 import json
 import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -53,6 +54,41 @@ def test_a_batch_that_kills_every_worker_ends_with_the_cause():
         pool.infer(ids, ids, ids)
 
 
+def test_a_worker_that_stops_is_replaced_and_its_batch_sent_again(monkeypatch, capsys):
+    monkeypatch.setattr("bertjax.engines.workers.pool.LEAST_SECONDS", 0.5)
+    pool = open_local(pools.open_echo, 1, streams=1, threads=1)
+    ids = np.full((2, 8), 5)
+    try:
+        pool.infer(ids, ids, ids)
+        os.kill(pools.pids(pool)[0], signal.SIGSTOP)
+        starts, _ = pool.infer(ids, ids, ids)
+        assert (starts == 5).all() and "did not answer within" in capsys.readouterr().err
+    finally:
+        pool.close()
+
+
+def test_batches_of_any_size_travel(echo_pool):
+    for rows, length in ((1, 8), (64, 384), (3, 40)):
+        ids = np.arange(rows * length).reshape(rows, length)
+        starts, ends = echo_pool.infer(ids, ids, 2 * ids)
+        np.testing.assert_array_equal(starts, ids)
+        np.testing.assert_array_equal(ends, -2 * ids)
+
+
+def test_a_workers_error_is_the_callers():
+    pool = open_local(pools.open_picky, 1, streams=1, threads=1)
+    ids = np.zeros((1, 8), np.int64)
+    try:
+        for _ in range(2):
+            with pytest.raises(WorkFailed, match="MemoryError: out of memory"):
+                pool.infer(ids, ids, ids)
+        pool.compile_shapes([(1, 8)])
+        assert pool.infer(ids, ids, ids)[0].tolist() == [[1.0] * 8]
+        assert pool.resident_bytes() > 1 << 20
+    finally:
+        pool.close()
+
+
 def test_restarts_have_an_end():
     """Each batch is answered by the next worker, which dies on the one after it."""
     pool = open_local(pools.open_fickle, 1, streams=1, threads=1)
@@ -92,12 +128,12 @@ prepare.open_local = open_local
 started = pools.SystemUnderTest.issue
 def issue(self, ids, indices):
     started(self, ids, indices)
-    victim = opened[0]._workers[1].pid
+    victim = opened[0].workers[1].pid
     threading.Timer(0.1, os.kill, (victim, signal.SIGKILL)).start()
     print("killed", victim, flush=True)
 pools.SystemUnderTest.issue = issue
 session_process.hold(*pickle.load(sys.stdin.buffer), pools.open_echo)
-print("pids", *[worker.pid for worker in opened[0]._workers.values()], flush=True)
+print("pids", *[worker.pid for worker in opened[0].workers.values()], flush=True)
 os._exit(0)
 """
 
@@ -131,7 +167,7 @@ def test_workers_end_with_a_process_that_is_killed():
     script = (
         "import time; from tests.engines.workers import pools; from bertjax.engines.workers.local import open_local\n"
         "pool = open_local(pools.open_echo, 2, streams=2, threads=1)\n"
-        "print(*[worker.pid for worker in pool._workers.values()], flush=True); time.sleep(60)"
+        "print(*[worker.pid for worker in pool.workers.values()], flush=True); time.sleep(60)"
     )
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE)
     workers = [int(word) for word in process.stdout.readline().split()]

@@ -1,4 +1,5 @@
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -6,7 +7,7 @@ import numpy as np
 import pytest
 
 from bertjax.engines.workers.pool import WorkerPool
-from bertjax.engines.workers.ray import LOCAL, Place, RayWorker, close_ray, open_ray, plan_places
+from bertjax.engines.workers.ray import LOCAL, Place, RayWorker, close_ray, host_and_port, open_ray, plan_places
 from bertjax.errors import UserError, WorkFailed
 from tests.engines.workers import pools
 
@@ -26,6 +27,49 @@ def test_workers_are_spread_over_the_nodes():
     ]
     assert len(plan_places([node("a"), node("b")], None)) == 2  # one a node
     assert plan_places([node("a", cpus=2)], 3)[0].cpus == 0.6666
+
+
+@pytest.mark.parametrize(
+    ("address", "place"),
+    [
+        ("10.0.0.1:6379", ("10.0.0.1", 6379)),
+        ("ray://head:10001", ("head", 10001)),
+        ("[::1]:6379", ("::1", 6379)),
+        ("ray://[fe80::1]:10001", ("fe80::1", 10001)),
+        ("local", None),
+        ("auto", None),
+    ],
+)
+def test_addresses_are_read_in_all_their_forms(address, place):
+    assert host_and_port(address) == place
+
+
+@pytest.mark.parametrize("address", ["[::1]:1", "ray://127.0.0.1:1"])
+def test_an_address_without_a_cluster_is_told_at_once(address):
+    pytest.importorskip("ray")
+    with pytest.raises(UserError, match="no cluster there"):
+        open_ray(pools.open_echo, address, 1, streams=None, threads=1)
+
+
+def test_a_ray_worker_compiles_shapes_and_its_errors_are_the_callers(echo_pool):
+    pool = open_one(pools.open_picky)
+    ids = np.zeros((1, 8), np.int64)
+    with pytest.raises(WorkFailed, match="MemoryError: out of memory"):
+        pool.infer(ids, ids, ids)
+    pool.compile_shapes([(1, 8)])
+    assert pool.compiles_shapes and pool.infer(ids, ids, ids)[0].tolist() == [[1.0] * 8]
+    assert pool.resident_bytes() > 1 << 20
+    pool.close()
+
+
+def test_a_ray_worker_that_stops_is_replaced(echo_pool, monkeypatch):
+    monkeypatch.setattr("bertjax.engines.workers.pool.LEAST_SECONDS", 0.5)
+    pool = open_one(pools.open_echo)
+    ids = np.full((2, 8), 5)
+    pool.infer(ids, ids, ids)
+    os.kill(pools.pids(pool)[0], signal.SIGSTOP)
+    assert (pool.infer(ids, ids, ids)[0] == 5).all()
+    pool.close()
 
 
 def test_each_gpu_gets_a_worker():
