@@ -35,7 +35,7 @@ from bertjax import programs, rundir
 from bertjax.data.dataset import Dataset
 from bertjax.engines.timing.shapes import Workload, time_shapes
 from bertjax.errors import UserError
-from bertjax.model.bert import Model, Params, as_arrays, as_params
+from bertjax.model.bert import Model, Params
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir.config import BertConfig, Quantization, count_macs
 from bertjax.modeldir.tensors import layer_prefix
@@ -55,7 +55,7 @@ def by_gradients(summary: Callable[[jax.Array], jax.Array] | None = None) -> Mea
     """Gate gradients under one summary; None is the library's own."""
     rest = {"summary": summary} if summary else {}
     return lambda teacher, train, examples, seed: measure_importance(
-        teacher.config, teacher.params, train, examples=examples, seed=seed, **rest
+        teacher, train, examples=examples, seed=seed, **rest
     )
 
 
@@ -108,15 +108,13 @@ class Scorer:
     seed: int
 
     def f1(self, model: Model) -> float:
-        return Evaluator(model.config, self.validation)(model.params).score.f1
+        return Evaluator(self.validation)(model).score.f1
 
     def cut(self, plan: Plan) -> Model:
-        config, arrays = cut(self.teacher.config, as_arrays(self.teacher.params), plan)
-        return Model(config=config, params=as_params(arrays))
+        return cut(self.teacher, plan)
 
     def repaired(self, student: Model) -> Model:
-        params = repair(self.teacher, student, self.train, examples=REPAIR_EXAMPLES, seed=self.seed)
-        return dataclasses.replace(student, params=params)
+        return repair(self.teacher, student, self.train, examples=REPAIR_EXAMPLES, seed=self.seed)
 
 
 def open_scorer(options: argparse.Namespace) -> tuple[Scorer, int]:

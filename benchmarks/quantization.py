@@ -69,7 +69,7 @@ class Rows:
         """Exact match, F1 and divergence from the student, measured once and then kept in a file."""
         path = self.output / f"{name}.json"
         if not path.exists():
-            found = Evaluator(model.config, self.data)(model.params, label=name)
+            found = Evaluator(self.data)(model, label=name)
             scores = {"exact_match": found.score.exact_match, "f1": found.score.f1}
             files.write_file_aside(path, json.dumps(scores | {"kl": divergence(self.exact, found)}))
         return json.loads(path.read_text())
@@ -77,11 +77,10 @@ class Rows:
     def make(self, placement: str, record: Quantization) -> bench.Row:
         """Quantize, save, score and build one row's model."""
         directory = self.output / f"{placement}-{record.activation_scales}-{record.calibrator}"
-        config = dataclasses.replace(self.student.config, quantization=record)
-        params = quantize(config, self.student.params, self.ranges[record.activation_scales])
+        model = quantize(self.student, record, self.ranges[record.activation_scales])
         if not directory.exists():
-            store.save(directory, Model(config=config, params=params).stored(), tokenizer_from=self.source)
-        found = self.score(directory.name, Model(config=config, params=params))
+            store.save(directory, model.stored(), tokenizer_from=self.source)
+        found = self.score(directory.name, model)
         row = {
             "placement": placement,
             "activation_scales": record.activation_scales,
@@ -142,13 +141,12 @@ def prepare(options: argparse.Namespace) -> Rows:
     """Score the student and record its ranges under each kind of scale."""
     subject = bench.load_subject(options.model)
     model, data = subject.model, subject.read(options.data, questions=options.questions)
-    exact = Evaluator(model.config, data)(model.params, label="float")
+    exact = Evaluator(data)(model, label="float")
     training = subject.read(options.train_file)
 
     def ranges(scales: ActivationScales) -> Ranges:
         record = record_of("all", scales, CALIBRATORS[0], options.examples)
-        everything = dataclasses.replace(model.config, quantization=record)
-        return record_ranges(everything, model.params, training, seed=options.seed)
+        return record_ranges(model, record, training, seed=options.seed)
 
     by_scales = {scales: ranges(scales) for scales in options.scales}
     return Rows(student=model, source=options.model, ranges=by_scales, exact=exact, data=data, output=options.output)

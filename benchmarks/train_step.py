@@ -46,12 +46,13 @@ def measure(windows: int, longest: int, dtype: str) -> tuple[float, float]:
     import jax
     import numpy as np
 
-    from bertjax.model.bert import BertForQuestionAnswering, Params, bind, init_params
+    from bertjax.model.bert import BertForQuestionAnswering, Params, bind, init_model
     from bertjax.modeldir.config import BertConfig
-    from bertjax.training.loop import TrainSettings, train
+    from bertjax.training.loop import train
     from bertjax.training.losses import span_cross_entropy
+    from bertjax.training.settings import TrainSettings
 
-    config = BertConfig.dense(**ENCODER)
+    model = init_model(BertForQuestionAnswering, BertConfig.dense(**ENCODER), seed=0)
     lengths = [longest * part // len(PARTS) for part in PARTS]
     random, times = np.random.default_rng(0), []
 
@@ -64,13 +65,13 @@ def measure(windows: int, longest: int, dtype: str) -> tuple[float, float]:
         return {"ids": ids, "ones": ones, "starts": labels[0], "ends": labels[1]}
 
     def loss(params: Params, batch: Any, key: jax.Array) -> jax.Array:
-        model = bind(BertForQuestionAnswering, config, params, dtype=jax.numpy.dtype(dtype))
-        output = model(batch["ids"], batch["ones"], batch["ones"])
+        module = bind(BertForQuestionAnswering, model.with_params(params), dtype=dtype)
+        output = module(batch["ids"], batch["ones"], batch["ones"])
         return span_cross_entropy(output, batch["ones"], batch["starts"], batch["ends"]).mean()
 
     with tempfile.TemporaryDirectory() as folder:
         train(
-            params=init_params(BertForQuestionAnswering, config, seed=0),
+            params=model.params,
             loss=loss,
             make_batch=make_batch,
             settings=TrainSettings(steps=TURNS * len(lengths) + 1, learning_rate=1e-4),

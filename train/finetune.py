@@ -62,16 +62,16 @@ def main() -> None:
     from bertjax.pipeline import inputs
     from bertjax.pipeline.stages import fine_tune_encoder
 
-    output, encoder = Path(settings.output), model_directory(settings.encoder, "--encoder")
+    output, encoder = Path(settings.output), model_directory(str(settings.encoder), "--encoder")
     if output.exists():
         raise UserError(f"{output}: is already there; give another --output")
     files, tokenizer = inputs.resolve_files(settings), load_tokenizer(encoder)
     train, validation = inputs.load_training(settings, files, tokenizer)
     work = output.with_name(f"{output.name}.work")
-    config, params = fine_tune_encoder(settings, encoder, train, validation, work)
-    store.save(output, Model(config=config, params=params).stored(), tokenizer_from=encoder)
+    model = fine_tune_encoder(settings, Model.of(store.load_encoder(encoder)), train, validation, work)
+    store.save(output, model.stored(), tokenizer_from=encoder)
     shutil.rmtree(work)
-    score = Evaluator(config, validation)(params).score
+    score = Evaluator(validation)(model).score
     print(f"{output}: exact match {score.exact_match:.2f}, F1 {score.f1:.2f} on the validation part")
 
 

@@ -64,12 +64,13 @@ def main() -> None:
     quantization = Quantization.calibrated(also, calibrator="max", calibration_examples=0)
     probes = latency.probe_shapes(config, quantization, group=options.ffn_group, widths=options.widths)
     checks = latency.check_shapes(config, quantization, group=options.ffn_group)
-    seconds, backend = time_shapes(
+    times, backend = time_shapes(
         probes + checks, load, backend=options.backend, rounds=options.rounds, seconds=options.seconds
     )
     about = {"backend": backend.name, "description": backend.description, "quantize_also": also}
     about |= {"batch": load.batch, "seq": load.seq, "streams": load.streams, "threads": load.threads}
     about |= {"clock": load.clock, "versions": machine.package_versions(), "machine": machine.describe()}
+    seconds = times.tolist()
     table = latency.table_from(probes, seconds[: len(probes)], about)
     table = latency.with_checks(table, checks, seconds[len(probes) :])
     latency.write_table(options.output, table)

@@ -43,24 +43,21 @@ def main() -> None:
         raise UserError(f"{options.output}: is already there; give another --output")
     if not options.encoder and options.hidden % options.heads:
         raise UserError(f"--hidden {options.hidden}: must be a multiple of --heads {options.heads}")
-    import jax.numpy as jnp  # imported only once the flags are right
-
     from bertjax.data.text import read_corpus
     from bertjax.data.tokenizer import load_tokenizer
-    from bertjax.model import masked_lm
-    from bertjax.model.bert import Model
+    from bertjax.model.masked_lm import masked_lm_from_encoder
     from bertjax.modeldir import store
     from bertjax.modeldir.store import model_directory
-    from bertjax.training.loop import TrainSettings
     from bertjax.training.pretrain import Shape, masked_lm_from_nothing, pretrain
+    from bertjax.training.settings import TrainSettings
 
     work = options.output.with_name(f"{options.output.name}.work")
     if options.encoder:
         source = model_directory(options.encoder, "--encoder")
-        config, params = masked_lm.masked_lm_from_encoder(source, seed=options.seed)
+        start = masked_lm_from_encoder(source, seed=options.seed)
     else:
         source = work / "tokenizer"
-        config, params = masked_lm_from_nothing(
+        start = masked_lm_from_nothing(
             Shape(
                 vocab_size=options.vocab_size,
                 hidden_size=options.hidden,
@@ -73,20 +70,20 @@ def main() -> None:
             tokenizer=source,
             seed=options.seed,
         )
-    if options.max_seq > config.max_position_embeddings:
-        raise UserError(f"--max-seq {options.max_seq}: the encoder has {config.max_position_embeddings} positions")
+    positions = start.config.max_position_embeddings
+    if options.max_seq > positions:
+        raise UserError(f"--max-seq {options.max_seq}: the encoder has {positions} positions")
     tokenizer = load_tokenizer(source)
-    params = pretrain(
-        config=config,
-        params=params,
-        corpus=read_corpus(options.text_file, tokenizer, max_seq=options.max_seq, questions=options.with_questions),
-        tokenizer=tokenizer,
+    trained = pretrain(
+        start,
+        read_corpus(options.text_file, tokenizer, max_seq=options.max_seq, questions=options.with_questions),
+        tokenizer,
         batch_size=options.batch_size,
         settings=TrainSettings(steps=options.steps, learning_rate=options.learning_rate, seed=options.seed),
         folder=work,
-        dtype=jnp.dtype(options.dtype),
+        dtype=options.dtype,
     )
-    store.save(options.output, Model(config=config, params=params).stored(), tokenizer_from=source)
+    store.save(options.output, trained.stored(), tokenizer_from=source)
     shutil.rmtree(work, ignore_errors=True)
     print(f"{options.output}: pre-trained for {options.steps} steps; fine-tune it with train/finetune.py")
 

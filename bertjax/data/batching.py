@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -116,33 +117,33 @@ def filled_batches(
     return batches
 
 
-def batch_maker(dataset: Dataset, *, pad_id: int, batch_size: int, multiple: int, seed: int) -> Callable[[int], Batch]:
-    """Return a function from a step to its batch, over as many shuffled epochs as the steps need.
+def step_planner(
+    lengths: np.ndarray, *, batch_size: int, multiple: int, longest: int, seed: int
+) -> Callable[[int], BatchPlan]:
+    """The plan of any step, over as many epochs as the steps need; each is shuffled anew, see `plan_epoch`."""
+    per_epoch = steps_per_epoch(lengths, batch_size)
 
-    Windows are padded to a multiple of `multiple`. A batch is that of `collate` with `rows`, the windows' indexes.
-    """
-    per_epoch = steps_per_epoch(dataset, batch_size)
-    plans: dict[int, list[BatchPlan]] = {}
+    @functools.lru_cache(maxsize=1)
+    def epoch_plans(epoch: int) -> list[BatchPlan]:
+        return plan_epoch(lengths, batch_size=batch_size, multiple=multiple, longest=longest, seed=seed, epoch=epoch)
+
+    return lambda step: epoch_plans(step // per_epoch)[step % per_epoch]
+
+
+def batch_maker(dataset: Dataset, *, pad_id: int, batch_size: int, multiple: int, seed: int) -> Callable[[int], Batch]:
+    """The batch of any step, padded to a multiple of `multiple`, with the indexes of its windows as `rows`."""
+    plan_of = step_planner(
+        dataset.lengths, batch_size=batch_size, multiple=multiple, longest=dataset.longest, seed=seed
+    )
 
     def make_batch(step: int) -> Batch:
-        epoch, index = divmod(step, per_epoch)
-        if epoch not in plans:
-            plans.clear()
-            plans[epoch] = plan_epoch(
-                dataset.lengths,
-                batch_size=batch_size,
-                multiple=multiple,
-                longest=dataset.longest,
-                seed=seed,
-                epoch=epoch,
-            )
-        plan = plans[epoch][index]
+        plan = plan_of(step)
         batch = collate(dataset.windows, plan.rows, plan.length, pad_id)
         return batch | {"rows": plan.rows}
 
     return make_batch
 
 
-def steps_per_epoch(dataset: Dataset, batch_size: int) -> int:
-    """The number of batches that hold every window of the dataset."""
-    return -(-len(dataset.windows) // batch_size)
+def steps_per_epoch(lengths: np.ndarray, batch_size: int) -> int:
+    """Batches in which every one of these sequences is read once; the last one is filled up."""
+    return -(-len(lengths) // batch_size)

@@ -10,22 +10,25 @@ Shapes in comments: B batch, S tokens, D hidden size, H heads of a layer, d head
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.typing import DTypeLike
 
 from bertjax.model import ops
 from bertjax.model.fakequant import quantize_activation, quantize_weight
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, LayerShape
-from bertjax.modeldir.store import StoredModel
+from bertjax.modeldir.store import StoredModel, Tensors
 
 Params = dict[str, jax.Array]
+DeviceBatch = Mapping[str, jax.Array]  # a batch as compiled code sees it
 Observer = Callable[[str, jax.Array], None]
 
 MASKED = -1e4  # added to the scores of padding; fp16 holds it, and exp(-1e4) is 0 in every dtype
@@ -47,9 +50,9 @@ jax.tree_util.register_dataclass(Gates, data_fields=["heads", "ffn"], meta_field
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Context:
-    """What a forward pass carries through the layers beside the activations.
+    """The part of a forward pass that all layers share.
 
-    `observe(name, x)` is told every activation that may be quantized, [B, S, ...], under the name of its scale.
+    `observe(name, x)` is called with every activation that may be quantized, [B, S, ...], and the name of its scale.
     `dropout_key` None means no dropout.
     """
 
@@ -59,26 +62,28 @@ class Context:
     dropout_key: jax.Array | None = None
 
     def tell(self, name: str, x: jax.Array) -> None:
+        """Call `observe` if there is one."""
         if self.observe is not None:
             self.observe(name, x)
 
     def dropout(self, x: jax.Array, rate: float, place: int) -> jax.Array:
+        """Dropout of `x`; each `place` of the model has a key of its own."""
         if self.dropout_key is None or rate == 0.0:
             return x
         keep = jax.random.bernoulli(jax.random.fold_in(self.dropout_key, place), 1.0 - rate, x.shape)
         return jnp.where(keep, x / (1.0 - rate), 0).astype(x.dtype)
 
 
-class Scale(nnx.Variable):
-    """An INT8 scale, float32: a number here, until `bind` puts in what the model has (`tensors.scale_shapes`)."""
+class Scale(nnx.Variable[jax.Array]):
+    """An INT8 scale, float32: a scalar in a fresh module; in a bound one shaped as `tensors.scale_shapes` says."""
 
 
 def mask_bias(attention_mask: jax.Array) -> jax.Array:
-    """What is added to attention scores, float32 [B, 1, 1, S], for int32 [B, S] with 1 for tokens."""
+    """The term added to attention scores, float32 [B, 1, 1, S], for a mask int32 [B, S] that is 1 for tokens."""
     return jnp.where(attention_mask[:, None, None, :] > 0, 0.0, MASKED)
 
 
-def _normal(key: jax.Array, shape: tuple[int, ...]) -> nnx.Param:
+def _normal(key: jax.Array, shape: tuple[int, ...]) -> nnx.Param[jax.Array]:
     return nnx.Param(0.02 * jax.random.truncated_normal(key, -2.0, 2.0, shape))
 
 
@@ -112,7 +117,7 @@ def _on_grid(x: jax.Array, scale: Scale | None) -> jax.Array:
 class Dense(nnx.Module):
     """`y = x W^T + b`. In a quantized model W passes through its INT8 grid, and x too if the scale is its own.
 
-    Without a scale of its own it is told that of its input, which is on its grid already.
+    Without an input scale of its own it is called with that of its input, which is already on its grid.
     """
 
     def __init__(self, inputs: int, outputs: int, *, rngs: nnx.Rngs, quantized: bool = False, own_input: bool = True):
@@ -126,12 +131,13 @@ class Dense(nnx.Module):
         x = _on_grid(x, self.input_scale)
         if self.weight_scale is not None:
             input_scale = shared if self.input_scale is None else self.input_scale
+            assert input_scale is not None, "a quantized layer reads a quantized input"
             weight = quantize_weight(weight, self.weight_scale[...], input_scale[...])
         return ops.dense(x, weight, self.bias[...])
 
 
 class BiasOnly(nnx.Module):
-    """What is left of a block's output projection when all its inputs are pruned."""
+    """The rest of a block's output projection when all its inputs are pruned."""
 
     def __init__(self, outputs: int):
         self.bias = nnx.Param(jnp.zeros(outputs))
@@ -154,7 +160,7 @@ class Embeddings(nnx.Module):
 
 
 class SelfAttention(nnx.Module):
-    """Scaled dot-product attention up to the concatenated heads; Q, K and V share one quantized input."""
+    """Scaled dot-product attention up to the concatenated heads. Q, K and V share one quantized input."""
 
     def __init__(self, config: BertConfig, heads: int, *, rngs: nnx.Rngs):
         width, quantized = heads * config.head_size, config.quantization is not None
@@ -162,7 +168,7 @@ class SelfAttention(nnx.Module):
             Dense(config.hidden_size, width, rngs=rngs, quantized=quantized, own_input=False) for _ in range(3)
         )
         self.input_scale = Scale(jnp.ones(())) if quantized else None
-        quantized_products = quantized and config.quantization.attention
+        quantized_products = config.quantization is not None and config.quantization.attention
         self.query_scale, self.key_scale, self.value_scale, self.weights_scale = (
             Scale(jnp.ones(())) if quantized_products else None for _ in range(4)
         )
@@ -190,13 +196,13 @@ class SelfAttention(nnx.Module):
         return mixed.reshape(*x.shape[:2], -1)
 
     def _product_input(self, part: str, x: jax.Array, scale: Scale | None, context: Context, index: int) -> jax.Array:
-        """An input of an attention product, [B, H, S, ...], on its grid if it has one."""
+        """An input of an attention product, [B, H, S, ...], on its grid where it has one."""
         context.tell(f"bert.encoder.layer.{index}.attention.self.{part}_scale", x.swapaxes(1, 2))
         return _on_grid(x, scale)
 
 
 class BlockOutput(nnx.Module):
-    """The end of a block: projection (or, of a pruned block, its bias), residual and LayerNorm."""
+    """The end of a block: projection (of a pruned block, its bias alone), residual and LayerNorm."""
 
     def __init__(self, config: BertConfig, inputs: int, *, rngs: nnx.Rngs):
         size, quantized = config.hidden_size, config.quantization is not None
@@ -218,7 +224,7 @@ class Attention(nnx.Module):
 
 
 class Intermediate(nnx.Module):
-    """The FFN's first half."""
+    """The first dense layer of the FFN."""
 
     def __init__(self, config: BertConfig, ffn: int, *, rngs: nnx.Rngs):
         self.dense = Dense(config.hidden_size, ffn, rngs=rngs, quantized=config.quantization is not None)
@@ -236,11 +242,11 @@ class Layer(nnx.Module):
     def __call__(self, x: jax.Array, context: Context, index: int) -> jax.Array:
         residual = self._residual(x, self.attention.self)
         x = self.attention.output(self.mix(x, context, index), residual, context, 3 * index + 1)
-        residual = self._residual(x, self.intermediate and self.intermediate.dense)
+        residual = self._residual(x, None if self.intermediate is None else self.intermediate.dense)
         return self.output(self.widen(x, context, index), residual, context, 3 * index + 2)
 
     def _residual(self, x: jax.Array, first: SelfAttention | Dense | None) -> jax.Array:
-        """What a block's residual add reads: its input, on the grid of its first dense layer if that is asked for."""
+        """The residual of a block: its input, on the grid of its first dense layer where the config says so."""
         return _on_grid(x, first.input_scale) if self.quantized_residual and first is not None else x
 
     def mix(self, x: jax.Array, context: Context, index: int) -> jax.Array | None:
@@ -315,14 +321,14 @@ class SpanOutput:
 
 
 class BertForQuestionAnswering(nnx.Module):
-    """BERT with the span head. Arguments of a call are those of `Bert`."""
+    """BERT with the span head, called with the arguments of `Bert`."""
 
     def __init__(self, config: BertConfig, *, dtype: jnp.dtype = jnp.float32, rngs: nnx.Rngs):
         self.bert = Bert(config, dtype=dtype, rngs=rngs)
         self.qa_outputs = Dense(config.hidden_size, 2, rngs=rngs)
 
     def __call__(
-        self, input_ids: jax.Array, attention_mask: jax.Array, token_type_ids: jax.Array, **rest
+        self, input_ids: jax.Array, attention_mask: jax.Array, token_type_ids: jax.Array, **rest: Any
     ) -> SpanOutput:
         states = self.bert(input_ids, attention_mask, token_type_ids, **rest)
         logits = self.qa_outputs(states[-1].astype(jnp.float32))
@@ -332,42 +338,15 @@ class BertForQuestionAnswering(nnx.Module):
 Module = TypeVar("Module", bound=nnx.Module)
 
 
-def init_params(kind: type[Module], config: BertConfig, *, seed: int) -> Params:
-    """Fresh parameters by name, drawn as in the BERT paper (truncated normal of 0.02)."""
-    module = kind(config, rngs=nnx.Rngs(seed))
-    flat = nnx.to_flat_state(nnx.state(module))
-    return {_name(path): variable[...] for path, variable in flat}
-
-
-def bind(
-    kind: type[Module], config: BertConfig, params: Mapping[str, jax.Array], *, dtype: jnp.dtype = jnp.float32
-) -> Module:
-    """The module of this shape holding exactly these arrays; `dtype` is that of the activations."""
-    abstract = nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(abstract)
-    filled = [(path, variable.replace(params[_name(path)])) for path, variable in nnx.to_flat_state(state)]
-    return nnx.merge(graph, nnx.from_flat_state(filled))
-
-
-def _name(path: tuple[str | int, ...]) -> str:
-    return ".".join(str(part) for part in path)
-
-
-def as_params(arrays: Mapping[str, np.ndarray]) -> Params:
-    """A checkpoint's arrays as JAX's, dtypes as they are."""
-    return {name: jnp.asarray(value) for name, value in arrays.items()}
-
-
-def as_arrays(params: Mapping[str, jax.Array]) -> store.Tensors:
-    """JAX's arrays as a checkpoint's, dtypes as they are."""
-    return {name: np.asarray(value) for name, value in params.items()}
-
-
+@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Model:
-    """A model's shape and its parameters by name, scales included where it is quantized."""
+    """A model's config and its parameters by name, scales included where it is quantized.
 
-    config: BertConfig
+    A pytree whose leaves are the parameters: the config is static under `jax.jit`.
+    """
+
+    config: BertConfig = dataclasses.field(metadata={"static": True})
     params: Params
 
     @classmethod
@@ -379,11 +358,54 @@ class Model:
         """The model with its parameters in NumPy, as a directory holds them, dtypes as they are."""
         return StoredModel(config=self.config, tensors=as_arrays(self.params))
 
+    def with_params(self, params: Params) -> Model:
+        """The same config with these parameters."""
+        return dataclasses.replace(self, params=params)
 
-def load(directory: Path, *, dtype: jnp.dtype = jnp.float32) -> BertForQuestionAnswering:
-    """The module of a finished model directory as of `bind`; raises as `store.load_question_answering`."""
-    model = Model.of(store.load_question_answering(directory))
-    return bind(BertForQuestionAnswering, model.config, model.params, dtype=dtype)
+
+def init_model(kind: Callable[..., nnx.Module], config: BertConfig, *, seed: int) -> Model:
+    """A model with fresh parameters, drawn as in the BERT paper (truncated normal of 0.02)."""
+    module = kind(config, rngs=nnx.Rngs(seed))
+    flat = nnx.to_flat_state(nnx.state(module))
+    return Model(config=config, params={_name(path): variable[...] for path, variable in flat})
+
+
+def bind(kind: Callable[..., Module], model: Model, *, dtype: DTypeLike = jnp.float32) -> Module:
+    """The module of a model's shape that holds exactly its arrays; `dtype` is that of the activations."""
+    graph, variables = _abstract(kind, model.config, jnp.dtype(dtype))
+    filled = [(path, variable.replace(model.params[_name(path)])) for path, variable in variables]
+    module: Module = nnx.merge(graph, nnx.from_flat_state(filled))
+    return module
+
+
+@functools.lru_cache(maxsize=32)
+def _abstract(kind: Callable[..., nnx.Module], config: BertConfig, dtype: np.dtype) -> tuple[Any, tuple[Any, ...]]:
+    """A module without its arrays, and the variables to fill in by path: 4 s at BERT-large's size, so done once."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: kind(config, dtype=dtype, rngs=nnx.Rngs(0))))
+    return graph, tuple(nnx.to_flat_state(state))
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return ".".join(str(part) for part in path)
+
+
+def as_params(arrays: Mapping[str, np.ndarray | jax.Array]) -> Params:
+    """Arrays on JAX's default device, dtypes as they are."""
+    return {name: jnp.asarray(value) for name, value in arrays.items()}
+
+
+def as_arrays(params: Mapping[str, jax.Array]) -> Tensors:
+    """Arrays in NumPy, dtypes as they are."""
+    return {name: np.asarray(value) for name, value in params.items()}
+
+
+def load(directory: Path, *, dtype: DTypeLike = jnp.float32) -> BertForQuestionAnswering:
+    """The module of a span-predicting model directory; `dtype` is that of the activations.
+
+    Raises:
+      UserError: the directory is no complete model.
+    """
+    return bind(BertForQuestionAnswering, Model.of(store.load_question_answering(directory)), dtype=dtype)
 
 
 def jit_logits(
@@ -393,7 +415,9 @@ def jit_logits(
     graph, state = nnx.split(model)
 
     @jax.jit
-    def logits(state, input_ids, attention_mask, token_type_ids):
+    def logits(
+        state: Any, input_ids: jax.Array, attention_mask: jax.Array, token_type_ids: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
         output = nnx.merge(graph, state)(input_ids, attention_mask, token_type_ids)
         return output.start_logits, output.end_logits
 

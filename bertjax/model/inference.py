@@ -7,14 +7,14 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from bertjax.data import batching
 from bertjax.data.answers import predict
 from bertjax.data.dataset import Dataset
 from bertjax.data.metrics import Score, score
-from bertjax.model.bert import BertForQuestionAnswering, Params, bind
-from bertjax.modeldir.config import BertConfig
+from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Model, bind
 
 INFERENCE_TOKENS = 4096  # padded tokens in a batch
 LENGTH_MULTIPLE = 64  # fewer shapes compile; finer padding pays only where nothing is compiled
@@ -22,6 +22,8 @@ LENGTH_MULTIPLE = 64  # fewer shapes compile; finer padding pays only where noth
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Evaluation:
+    """A model's answers to a dataset's questions, and how they score."""
+
     score: Score
     answers: dict[str, str]  # by question id
     start_logits: list[np.ndarray]  # float32 [length of the window], in the windows' order
@@ -29,24 +31,25 @@ class Evaluation:
 
 
 class Evaluator:
-    """Scores parameter dicts of one shape; compiled once per padded length, however often it is called."""
+    """Scores models on one dataset; compiles once for each config and padded length, however often it is called."""
 
-    def __init__(self, config: BertConfig, dataset: Dataset, *, dtype: jnp.dtype = jnp.float32):
-        self.dataset, self.config = dataset, config
+    def __init__(self, dataset: Dataset, *, dtype: DTypeLike = jnp.float32):
+        self.dataset = dataset
         multiple = padding_multiple(LENGTH_MULTIPLE, dataset.longest)
         self.plans = batching.plan_inference(
             dataset.lengths, tokens=INFERENCE_TOKENS, multiple=multiple, longest=dataset.longest
         )
 
         @jax.jit
-        def logits(params: Params, batch: batching.Batch) -> tuple[jax.Array, jax.Array]:
-            module = bind(BertForQuestionAnswering, config, params, dtype=dtype)
+        def logits(model: Model, batch: DeviceBatch) -> tuple[jax.Array, jax.Array]:
+            module = bind(BertForQuestionAnswering, model, dtype=dtype)
             output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
             return output.start_logits, output.end_logits
 
         self._logits = logits
 
-    def __call__(self, params: Params, *, label: str = "evaluate") -> Evaluation:
+    def __call__(self, model: Model, *, label: str = "evaluate") -> Evaluation:
+        """Answer and score every question; `label` names the progress bar."""
         count = len(self.dataset.windows)
         starts: list[np.ndarray] = [np.empty(0)] * count
         ends: list[np.ndarray] = [np.empty(0)] * count
@@ -54,9 +57,9 @@ class Evaluator:
         for plan in self.plans:
             size = max(1, INFERENCE_TOKENS // plan.length)
             rows = np.resize(plan.rows, size)  # the last batch of a length is filled up: one shape per length
-            batch = batching.collate(self.dataset.windows, rows, plan.length, self.config.pad_token_id)
+            batch = batching.collate(self.dataset.windows, rows, plan.length, model.config.pad_token_id)
             with jax.default_matmul_precision("highest"):  # float32 is not rounded to TF32 where a GPU would
-                start, end = (np.asarray(value) for value in self._logits(params, batch))
+                start, end = (np.asarray(value) for value in self._logits(model, batch))
             for row, index in enumerate(plan.rows):
                 length = self.dataset.lengths[index]
                 starts[index], ends[index] = start[row, :length], end[row, :length]
@@ -69,7 +72,7 @@ class Evaluator:
 
 
 def padding_multiple(fine: int, longest: int) -> int:
-    """The multiple that passes without training pad windows to: `fine` on a CPU, one length for all elsewhere.
+    """The multiple of tokens that passes without training pad windows to: `fine` on a CPU, else one length for all.
 
     An accelerator computes the padding of such a pass in less time than it takes to compile one more shape.
     """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 
 from bertjax.model import ops
-from bertjax.model.bert import Bert, Dense, LayerNorm, Params, as_params, init_params
+from bertjax.model.bert import Bert, Dense, LayerNorm, Model, as_params, init_model
 from bertjax.modeldir import store, tensors
 from bertjax.modeldir.config import BertConfig
 
@@ -51,7 +52,7 @@ class BertForMaskedLM(nnx.Module):
         attention_mask: jax.Array,
         token_type_ids: jax.Array,
         positions: jax.Array,
-        **rest,
+        **rest: Any,
     ) -> jax.Array:
         """Logits over the vocabulary, float32 [B, P, vocabulary], at `positions` int32 [B, P]."""
         hidden = self.bert(input_ids, attention_mask, token_type_ids, **rest)[-1]
@@ -61,8 +62,8 @@ class BertForMaskedLM(nnx.Module):
         return x @ table.T + head.bias[...]
 
 
-def fan_in_params(config: BertConfig, *, seed: int) -> Params:
-    """Fresh masked-LM parameters for a small model: embeddings of size 1, dense weights of 1 / sqrt(inputs).
+def fan_in_model(config: BertConfig, *, seed: int) -> Model:
+    """A small masked LM with fresh parameters: embeddings of size 1, dense weights of 1 / sqrt(inputs).
 
     BERT's own 0.02 is made for a hidden size of 768 and long training. Adam moves every number by about the learning
     rate in a step, so embeddings of 0.02 lose what tells tokens apart within some tens of steps at the rates that
@@ -70,7 +71,7 @@ def fan_in_params(config: BertConfig, *, seed: int) -> Params:
     logits over embeddings of size 1 start small.
     """
     params = {}
-    for name, value in init_params(BertForMaskedLM, config, seed=seed).items():
+    for name, value in init_model(BertForMaskedLM, config, seed=seed).params.items():
         if "_embeddings." in name:
             value = value / 0.02
         elif value.ndim == 2:
@@ -78,19 +79,18 @@ def fan_in_params(config: BertConfig, *, seed: int) -> Params:
         elif name == "cls.predictions.transform.LayerNorm.weight":
             value = value / np.sqrt(config.hidden_size)
         params[name] = value
-    return params
+    return Model(config=config, params=params)
 
 
-def masked_lm_from_encoder(directory: Path, *, seed: int) -> tuple[BertConfig, Params]:
+def masked_lm_from_encoder(directory: Path, *, seed: int) -> Model:
     """A pretrained encoder with its masked-LM head, or with a fresh one if the checkpoint has none.
 
     Raises:
       UserError: the directory is no complete encoder.
     """
     encoder = store.load_encoder(directory)
-    config = encoder.config
-    params = init_params(BertForMaskedLM, config, seed=seed)
-    head = tensors.masked_lm_head_shapes(config)
+    fresh = init_model(BertForMaskedLM, encoder.config, seed=seed)
+    head = tensors.masked_lm_head_shapes(encoder.config)
     found = store.read_tensors(directory)
     kept = {name: found[name] for name, shape in head.items() if name in found and found[name].shape == shape}
-    return config, params | as_params(encoder.tensors | kept)
+    return fresh.with_params(fresh.params | as_params(encoder.tensors | kept))

@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from bertjax.errors import UserError
 
+Calibrator = Literal["max", "percentile", "entropy", "mse"]  # how an activation's range is chosen
 ActivationScales = Literal["feature", "tensor"]  # what each scale of a dense layer's input is for
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of every exported graph, in this order
@@ -34,10 +35,10 @@ class Quantization:
     so that the LayerNorm before it needs to write nothing but INT8.
     """
 
-    calibrator: str  # max, percentile, entropy or mse
+    calibrator: Calibrator
     calibration_examples: int
     trained: bool  # True after quantization-aware training, False after calibration alone
-    activation_scales: ActivationScales = "tensor"
+    activation_scales: ActivationScales = "feature"
     attention: bool = False
     residual: bool = False
 
@@ -46,9 +47,9 @@ class Quantization:
         cls,
         also: Sequence[str],
         *,
-        calibrator: str,
+        calibrator: Calibrator,
         calibration_examples: int,
-        activation_scales: ActivationScales = "feature",
+        activation_scales: ActivationScales = activation_scales,
     ) -> Quantization:
         """The record before training, with `also` as `--quantize-also` takes it: `attention`, `residual` or both."""
         return cls(
@@ -179,7 +180,8 @@ def _parse(raw: dict[str, Any], path: Path) -> BertConfig:
         raise UserError(f"{path}: heads_per_layer and ffn_per_layer must have num_hidden_layers = {count} entries")
     record, known = raw.get("quantization"), [field.name for field in dataclasses.fields(Quantization)]
     try:
-        quantization = Quantization(**record) if record else None
+        # Directories from before there were scales for features do not say what theirs are for.
+        quantization = Quantization(**({"activation_scales": "tensor"} | record)) if record else None
     except TypeError:
         raise UserError(f"{path}: quantization: fields are {', '.join(known)}") from None
     return BertConfig(

@@ -8,11 +8,10 @@ from pathlib import Path
 from bertjax.data.corpus import write_corpus
 from bertjax.data.text import read_corpus
 from bertjax.data.tokenizer import load_tokenizer
-from bertjax.model.bert import Model
 from bertjax.modeldir import store
 from bertjax.pipeline.settings import RunSettings, Scratch
-from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import Shape, masked_lm_from_nothing, pretrain
+from bertjax.training.settings import TrainSettings
 
 
 def write_scratch_inputs(settings: RunSettings, scratch: Scratch) -> RunSettings:
@@ -50,19 +49,16 @@ def _pretrain_encoder(settings: RunSettings, scratch: Scratch, text_file: Path, 
         ffn=scratch.ffn,
         positions=settings.max_seq,
     )
-    config, params = masked_lm_from_nothing(
-        shape, text_file=text_file, tokenizer=work / "tokenizer", seed=settings.seed
-    )
+    start = masked_lm_from_nothing(shape, text_file=text_file, tokenizer=work / "tokenizer", seed=settings.seed)
     tokenizer = load_tokenizer(work / "tokenizer")
-    params = pretrain(
-        config=config,
-        params=params,
-        corpus=read_corpus(text_file, tokenizer, max_seq=settings.max_seq, questions=True),
-        tokenizer=tokenizer,
+    trained = pretrain(
+        start,
+        read_corpus(text_file, tokenizer, max_seq=settings.max_seq, questions=True),
+        tokenizer,
         batch_size=scratch.pretrain_batch_size,
         settings=TrainSettings(
             steps=scratch.pretrain_steps, learning_rate=scratch.pretrain_learning_rate, seed=settings.seed
         ),
         folder=work,
     )
-    store.save(encoder, Model(config=config, params=params).stored(), tokenizer_from=work / "tokenizer")
+    store.save(encoder, trained.stored(), tokenizer_from=work / "tokenizer")

@@ -1,4 +1,4 @@
-"""A flag for every setting."""
+"""A flag for every setting of a run, grouped by stage."""
 
 from __future__ import annotations
 
@@ -6,35 +6,44 @@ import argparse
 import dataclasses
 import typing
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from bertjax.errors import UserError
-
-if TYPE_CHECKING:
-    from bertjax.pipeline.settings import RunSettings
+from bertjax.pipeline import presets
+from bertjax.pipeline.settings import RunSettings
 
 
 def add_setting_flags(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """Add a flag for each of these fields of `RunSettings`; one that is not given parses as None."""
-    from bertjax.pipeline.settings import RunSettings
+    """Add a flag for each of these fields of `RunSettings`, in the fields' groups.
 
-    kinds = typing.get_type_hints(RunSettings)
+    A flag that is not given parses as None.
+    """
+    kinds, groups = typing.get_type_hints(RunSettings), {}
     for field in dataclasses.fields(RunSettings):
         if field.name not in names:
             continue
-        rest = {key: value for key, value in field.metadata.items() if key != "help"}
-        if "nargs" not in rest and kinds[field.name] in (int, float):
-            rest.setdefault("type", kinds[field.name])
+        title = field.metadata["group"]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        rest = {key: value for key, value in field.metadata.items() if key not in ("group", "help")}
+        if number := _number(kinds[field.name]):
+            rest |= {"type": number, "metavar": "N"}
         silent = field.default in (None, ()) or field.default is False
         shown = "" if silent else f" (default: {field.default}; presets differ)"
-        parser.add_argument(
+        groups[title].add_argument(
             f"--{field.name.replace('_', '-')}", default=None, help=f"{field.metadata['help']}{shown}", **rest
         )
 
 
+def _number(kind: Any) -> type[int] | type[float] | None:
+    """`int` or `float` for a field that holds one, or one or None."""
+    plain = {part for part in typing.get_args(kind) or (kind,) if part is not type(None)}
+    return next((number for number in (int, float) if plain == {number}), None)
+
+
 def parse_run(
     parser: argparse.ArgumentParser, arguments: Sequence[str], *, apart: Sequence[str] = ()
-) -> tuple[RunSettings, dict[str, typing.Any]]:
+) -> tuple[RunSettings, dict[str, Any]]:
     """Add `--preset` and every setting's flag, and parse.
 
     Args:
@@ -44,15 +53,12 @@ def parse_run(
       The preset's settings with the flags given on top, and what was given of the program's own flags, by name.
 
     Raises:
-      UserError: there is no such preset, or two goals are given.
+      UserError: there is no such preset, two goals are given, or a number makes no sense.
     """
-    from bertjax.pipeline import presets
-    from bertjax.pipeline.settings import RunSettings
-
     names = ", ".join(presets.PRESETS)
     parser.add_argument(
         "--preset",
-        default=None,
+        metavar="NAME",
         help=f"complete settings by name: {names} (default: demo, or minilm if --encoder or --teacher is given)",
     )
     flags = [field.name for field in dataclasses.fields(RunSettings) if field.metadata and field.name not in apart]

@@ -11,7 +11,6 @@ from tokenizers import Tokenizer
 from bertjax.data import download
 from bertjax.data.dataset import Dataset, from_examples, load_dataset
 from bertjax.data.squad import Example, read_squad
-from bertjax.data.windows import WindowSettings
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline.settings import RunSettings
@@ -34,28 +33,33 @@ def resolve_files(settings: RunSettings) -> Files:
     Raises:
       UserError: a file is not named, absent or not to be fetched.
     """
-    for flag in ("train_file", "eval_file"):
-        if getattr(settings, flag) is None:
-            raise UserError(f"--{flag.replace('_', '-')}: not given; name a SQuAD v1.1 file, or 'squad-v1.1'")
+    train, evaluation = _file(settings.train_file, "--train-file"), _file(settings.eval_file, "--eval-file")
     val = Path(settings.val_file) if settings.val_file else None
-    files = Files(train=_file(settings.train_file, "train"), val=val, eval=_file(settings.eval_file, "dev"))
+    files = Files(
+        train=download.squad_file("train") if train is None else train,
+        val=val,
+        eval=download.squad_file("dev") if evaluation is None else evaluation,
+    )
     for path in (files.train, files.val, files.eval):
         if path is not None and not path.is_file():
-            raise UserError(f"{path}: no such file; a SQuAD v1.1 .json or .json.gz is wanted")
+            raise UserError(f"{path}: no such file; give a SQuAD v1.1 .json or .json.gz")
     return files
 
 
-def _file(name: str, part: str) -> Path:
-    return download.squad_file(part) if name == download.SQUAD else Path(name)
-
-
-def window_settings(settings: RunSettings) -> WindowSettings:
-    return WindowSettings(max_seq=settings.max_seq, doc_stride=settings.doc_stride, max_query=settings.max_query)
+def _file(name: str | None, flag: str) -> Path | None:
+    """The file of a flag; None for the public SQuAD."""
+    if name is None:
+        raise UserError(f"{flag}: not given; name a SQuAD v1.1 file, or 'squad-v1.1'")
+    return None if name == download.SQUAD else Path(name)
 
 
 def load_training(settings: RunSettings, files: Files, tokenizer: Tokenizer) -> tuple[Dataset, Dataset]:
-    """The training and the validation part; raises as `load_dataset`."""
-    windows = window_settings(settings)
+    """The training and the validation windows.
+
+    Raises:
+      UserError: a file is no SQuAD v1.1, or holds too little.
+    """
+    windows = settings.windows
     if files.val is not None:
         train = load_dataset(files.train, tokenizer, windows, questions=settings.train_questions, seed=settings.seed)
         validation = load_dataset(files.val, tokenizer, windows, questions=settings.val_questions, seed=settings.seed)
@@ -77,6 +81,10 @@ def _hold_out(examples: list[Example], seed: int) -> tuple[list[Example], list[E
 
 
 def check_positions(config: BertConfig, settings: RunSettings) -> None:
-    """Raise UserError if the model has too few positions for the settings' windows."""
+    """See that a model has enough positions for the settings' windows.
+
+    Raises:
+      UserError: it has not.
+    """
     if settings.max_seq > config.max_position_embeddings:
         raise UserError(f"--max-seq {settings.max_seq}: the model has {config.max_position_embeddings} positions")

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertjax import rundir
 from bertjax.errors import UserError
-from bertjax.model.bert import Model, as_arrays, as_params
+from bertjax.model.bert import Model
 from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline import inputs
 from bertjax.pipeline.kept import draw_kept, kept_table
@@ -24,13 +24,18 @@ from bertjax.pruning.surgery import cut
 
 
 def prune(run: Run) -> None:
-    config, params = run.load("teacher")
-    inputs.check_positions(config, run.settings)
+    """Make the stage `pruned`: the teacher cut to the run's goal, in as many rounds as its settings say.
+
+    Raises:
+      UserError: the goal cannot be reached, or a file that it needs cannot be read.
+      WorkFailed: distillation between rounds failed, or the disk is full.
+    """
+    teacher = student = run.load("teacher")
+    inputs.check_positions(teacher.config, run.settings)
     if "prune" in run.settings.skip:
         with run.timed("pruned"):
-            run.save("pruned", config, params)
+            run.save("pruned", teacher)
         return
-    teacher = student = Model(config=config, params=params)
     if run.settings.pruning_rounds > 1:
         with run.timed("pruned"):  # a goal out of reach is told before anything is trained on the way to it
             make_plan(run, teacher)
@@ -38,13 +43,13 @@ def prune(run: Run) -> None:
         student = _pruning_round(run, index, teacher, student)
     with run.timed("pruned"):
         student = _cut(run, teacher, student, run.settings.reduction, f"round-{run.settings.pruning_rounds}")
-        print(kept_table(config, student.config))
+        print(kept_table(teacher.config, student.config))
         if run.settings.latency_table:
-            predicted = predict(run.settings, config, student.config)
+            predicted = predict(run.settings, teacher.config, student.config)
             rundir.update_metrics(run.folder, {"predicted_latency": dataclasses.asdict(predicted)})
             print(predicted)
-        draw_kept(run.folder / "pruning.svg", config, student.config)
-        run.save("pruned", student.config, student.params)
+        draw_kept(run.folder / "pruning.svg", teacher.config, student.config)
+        run.save("pruned", student)
 
 
 def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Model:
@@ -53,30 +58,28 @@ def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Mode
     if not run.done(pruned):
         with run.timed("pruned"):
             goal = run.settings.reduction ** (index / run.settings.pruning_rounds)
-            cut_student = _cut(run, teacher, student, goal, f"round-{index}")
-            run.save(pruned, cut_student.config, cut_student.params)
+            run.save(pruned, _cut(run, teacher, student, goal, f"round-{index}"))
     if not run.done(distilled):
-        config, params = run.load(pruned)
+        student = run.load(pruned)
         with run.timed("distilled"):
             if "distill" not in run.settings.skip:
                 folder, share = run.folder / "work" / f"round-{index}", 0.5 / (run.settings.pruning_rounds - 1)
-                params = distill_stage(run, "distill", config, params, folder, share)
-            run.save(distilled, config, params)
-    config, params = run.load(distilled)
-    return Model(config=config, params=params)
+                student = distill_stage(run, "distill", student, folder, share=share)
+            run.save(distilled, student)
+    return run.load(distilled)
 
 
 def make_plan(run: Run, teacher: Model) -> Plan:
-    """What the run's student keeps of the teacher if it is cut at once.
+    """The plan of the run's student if it is cut at once.
 
     Raises:
-      UserError: the reduction that is asked for cannot be reached, or the latency table is of another model.
+      UserError: the reduction cannot be reached, or the latency table is of another model.
     """
     return _plan(run, teacher, teacher, run.settings.reduction, "", TOLERANCE)
 
 
 def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str, tolerance: float) -> Plan:
-    """What to keep of `student`, at 1/`reduction` of the teacher's cost, by what matters in it now.
+    """The plan that cuts `student` to 1/`reduction` of the teacher's cost, by its own importance.
 
     Args:
       place: the folder in `work/` that keeps the importance, unless it is the teacher's own.
@@ -86,9 +89,7 @@ def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str
     path = (run.cache if student is teacher else run.folder / "work" / place) / "importance.npz"
     if not path.exists():
         examples = settings.importance_examples
-        found = fisher.measure_importance(
-            student.config, student.params, run.datasets[0], examples=examples, seed=settings.seed
-        )
+        found = fisher.measure_importance(student, run.datasets[0], examples=examples, seed=settings.seed)
         fisher.save_importance(path, found)
     costs = run_costs(settings, teacher.config)
     return search(
@@ -102,27 +103,27 @@ def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str
 
 
 def _cut(run: Run, teacher: Model, student: Model, reduction: float, place: str) -> Model:
-    """`student` cut as `_plan` says, and repaired to give what it gave before.
+    """`student` cut by its plan, with its blocks refitted to their own outputs before the cut.
 
-    Not what the teacher gives: a trained student's blocks have moved away from the teacher's, and refitting them to
-    those undoes it (a 2x student of real SQuAD cut to 2.5x: F1 70.1 before, 69.4 so, 65.3 with the teacher).
+    The teacher's outputs would be the wrong target: a trained student's blocks have moved away from the teacher's, and
+    a refit to those undoes the training (a 2x student of real SQuAD cut to 2.5x: F1 70.1 before, 69.4 refitted to its
+    own outputs, 65.3 to the teacher's).
     """
-    # What a round leaves may be too coarse to meet the next goal as nearly as the teacher can; it is passed then.
+    # A student of an earlier round may be too coarse to meet the next goal closely; it then goes below it.
     tolerance = TOLERANCE if run.settings.pruning_rounds == 1 else math.inf
     plan = _plan(run, teacher, student, reduction, place, tolerance)
-    config, arrays = cut(student.config, as_arrays(student.params), plan)
+    smaller = cut(student, plan)
     # Dropout hardly helps a student: it has less capacity than its teacher, and soft targets regularize.
-    config = dataclasses.replace(config, hidden_dropout=0.0, attention_dropout=0.0)
-    smaller = Model(config=config, params=as_params(arrays))
+    config = dataclasses.replace(smaller.config, hidden_dropout=0.0, attention_dropout=0.0)
+    smaller = dataclasses.replace(smaller, config=config)
     if not run.settings.repair_examples:
         return smaller
     examples = run.settings.repair_examples
-    params = repair(student, smaller, run.datasets[0], examples=examples, seed=run.settings.seed)
-    return dataclasses.replace(smaller, params=params)
+    return repair(student, smaller, run.datasets[0], examples=examples, seed=run.settings.seed)
 
 
 def run_costs(settings: RunSettings, teacher: BertConfig) -> Costs:
-    """What a run's search counts in: seconds by its latency table, or multiply-accumulates.
+    """The costs that a run's search counts in: seconds by its latency table, or multiply-accumulates.
 
     Raises:
       UserError: the table cannot be read, or is of another model or arithmetic.
@@ -138,7 +139,7 @@ def run_costs(settings: RunSettings, teacher: BertConfig) -> Costs:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a run's latency table says of its student."""
+    """The times of a run's student and of its dense model by the latency table."""
 
     about: dict[str, Any]  # the table's
     dense_seconds: float  # of the teacher, were it INT8
@@ -152,8 +153,12 @@ class Prediction:
 
 
 def predict(settings: RunSettings, teacher: BertConfig, student: BertConfig) -> Prediction:
-    """The table's times of dense model and student; raises as `run_costs`."""
+    """The times of a dense INT8 model and of a student, by the run's latency table.
+
+    Raises:
+      UserError: the table cannot be read, or is of another model or arithmetic.
+    """
     costs = run_costs(settings, teacher)
     dense, small = costs.total(teacher), costs.total(student)
-    about = read_table(Path(settings.latency_table)).about
+    about = read_table(Path(str(settings.latency_table))).about
     return Prediction(about=about, dense_seconds=dense, student_seconds=small, reduction=dense / small)

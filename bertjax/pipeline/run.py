@@ -8,22 +8,20 @@ import functools
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import jax.numpy as jnp
+from typing import Literal
 
 from bertjax import rundir
-from bertjax.data.batching import steps_per_epoch
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
-from bertjax.model.bert import Model, Params
+from bertjax.model.bert import Model
 from bertjax.modeldir import store
-from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline import inputs
-from bertjax.pipeline.settings import RunSettings
+from bertjax.pipeline.settings import RunSettings, TrainedStage
 from bertjax.rundir import DIRECTORIES
-from bertjax.training.distill import DistillSettings, distill
-from bertjax.training.loop import TrainSettings
+from bertjax.training.data import TrainingData
+from bertjax.training.distill import distill
+from bertjax.training.settings import TrainSettings
 from bertjax.training.teacher import Targets, Teacher, cache_bytes, make_targets
 
 
@@ -60,9 +58,7 @@ class Run:
 
     @functools.cached_property
     def eval_dataset(self) -> Dataset:
-        return load_dataset(
-            self.files.eval, load_tokenizer(self.directory("teacher")), inputs.window_settings(self.settings)
-        )
+        return load_dataset(self.files.eval, load_tokenizer(self.directory("teacher")), self.settings.windows)
 
     @functools.cached_property
     def teacher_source(self) -> Path:
@@ -74,25 +70,37 @@ class Run:
         raise UserError("--teacher or --encoder: give one of them, or use --preset demo")
 
     @functools.cached_property
-    def targets(self) -> tuple[Teacher, Targets]:
-        config, params = self.load("teacher")
-        teacher = Teacher(
-            config=config,
-            params=params,
-            layers=distill_settings(self.settings).teacher_layers(len(config.layers)),
-        )
+    def targets(self) -> Targets:
+        """The teacher's outputs for the training windows, kept on disk if the settings lend as much."""
+        model = self.load("teacher")
+        layers = self.settings.distillation.teacher_layers(len(model.config.layers))
+        teacher = Teacher(model=model, layers=layers)
         train, _ = self.datasets
         fits = cache_bytes(teacher, train) <= self.settings.cache_gib * 2**30
         cache = self.cache / "teacher-outputs" if fits else None
-        return teacher, make_targets(teacher, train, cache=cache, dtype=jnp.dtype(self.settings.dtype))
+        return make_targets(teacher, train, cache=cache, dtype=self.settings.dtype)
 
-    def load(self, stage: str) -> tuple[BertConfig, Params]:
-        model = Model.of(store.load_question_answering(self.directory(stage)))
-        return model.config, model.params
+    def training_data(self, stage: TrainedStage) -> TrainingData:
+        """The run's windows in a stage's batches."""
+        return training_data(self.settings, stage, *self.datasets)
 
-    def save(self, stage: str, config: BertConfig, params: Params) -> None:
+    def load(self, stage: str) -> Model:
+        """The model that a stage has left.
+
+        Raises:
+          UserError: its directory is no complete model.
+        """
+        return Model.of(store.load_question_answering(self.directory(stage)))
+
+    def save(self, stage: str, model: Model) -> None:
+        """Write a stage's model directory, with the teacher's tokenizer.
+
+        Raises:
+          UserError: the place cannot be written.
+          WorkFailed: the disk is full.
+        """
         source = self.teacher_source if stage == "teacher" else self.directory("teacher")
-        store.save(self.directory(stage), Model(config=config, params=params).stored(), tokenizer_from=source)
+        store.save(self.directory(stage), model.stored(), tokenizer_from=source)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -106,43 +114,51 @@ class Run:
             rundir.update_metrics(self.folder, {"stages": {stage: {"seconds": round(seconds, 1)}}})
 
 
-def train_settings(settings: RunSettings, stage: str, dataset: Dataset, share: float = 1.0) -> TrainSettings:
-    """The loop's settings of `teacher`, `distill` or `qat`, for this share of the stage's epochs."""
-    epochs, batch_size = (getattr(settings, f"{stage}_{field}") for field in ("epochs", "batch_size"))
+def training_data(settings: RunSettings, stage: TrainedStage, train: Dataset, validation: Dataset) -> TrainingData:
+    """These windows in a stage's batches."""
+    return TrainingData(
+        train=train,
+        validation=validation,
+        batch_size=settings.stage(stage).batch_size,
+        length_multiple=settings.length_multiple,
+    )
+
+
+def train_settings(
+    settings: RunSettings, stage: TrainedStage, data: TrainingData, *, share: float = 1.0
+) -> TrainSettings:
+    """The loop's settings of a stage, for this share of its epochs."""
+    part = settings.stage(stage)
     return TrainSettings(
-        steps=max(1, round(steps_per_epoch(dataset, batch_size) * epochs * share)),
-        learning_rate=getattr(settings, f"{stage}_learning_rate"),
+        steps=max(1, round(data.steps_per_epoch * part.epochs * share)),
+        learning_rate=part.learning_rate,
         ema=settings.ema,
         seed=settings.seed,
         evaluations=settings.evaluations,
     )
 
 
-def distill_settings(settings: RunSettings) -> DistillSettings:
-    return DistillSettings(
-        temperature=settings.temperature,
-        label_weight=settings.label_weight,
-        hidden_weight=settings.hidden_weight,
-        layer_map=settings.layer_map,
-        relation_weight=settings.relation_weight,
-        learned_scales=settings.learned_scales,
-    )
+def distill_stage(
+    run: Run, stage: Literal["distill", "qat"], student: Model, folder: Path, *, share: float = 1.0
+) -> Model:
+    """A student trained on the run's teacher.
 
+    Args:
+      stage: whose epochs, batches and learning rate are taken.
+      folder: where checkpoints are kept.
+      share: the part of the stage's epochs that is trained now.
 
-def distill_stage(run: Run, stage: str, config: BertConfig, params: Params, folder: Path, share: float) -> Params:
-    settings, (teacher, targets), (train, validation) = run.settings, run.targets, run.datasets
+    Raises:
+      WorkFailed: the loss is no longer finite, or the disk is full.
+    """
+    data = run.training_data(stage)
     return distill(
-        config=config,
-        params=params,
-        layers=teacher.layers,
-        targets=targets,
-        dataset=train,
-        validation=validation,
-        batch_size=getattr(settings, f"{stage}_batch_size"),
-        length_multiple=settings.length_multiple,
-        distillation=distill_settings(settings),
-        settings=train_settings(settings, stage, train, share),
+        student,
+        run.targets,
+        data,
+        distillation=run.settings.distillation,
+        settings=train_settings(run.settings, stage, data, share=share),
         folder=folder,
         label=stage,
-        dtype=jnp.dtype(settings.dtype),
+        dtype=run.settings.dtype,
     )

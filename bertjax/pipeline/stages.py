@@ -12,22 +12,21 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from bertjax import files, rundir
 from bertjax.data.answers import write_predictions
 from bertjax.data.dataset import Dataset
 from bertjax.errors import UserError
 from bertjax.machine import describe, package_versions
-from bertjax.model.bert import BertForQuestionAnswering, Model, init_params
+from bertjax.model.bert import BertForQuestionAnswering, Model, init_model
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir import store
-from bertjax.modeldir.config import BertConfig, Quantization, count_macs
+from bertjax.modeldir.config import BertConfig, count_macs
 from bertjax.modeldir.tensors import count_parameters
 from bertjax.pipeline import inputs
 from bertjax.pipeline.embedded import write_scratch_inputs
 from bertjax.pipeline.prune import prune
-from bertjax.pipeline.run import Run, distill_stage, train_settings
+from bertjax.pipeline.run import Run, distill_stage, train_settings, training_data
 from bertjax.pipeline.settings import RunSettings, check_goal, to_dict
 from bertjax.pruning.latency import read_table
 from bertjax.quantization.calibrate import quantize, record_ranges
@@ -116,71 +115,72 @@ def _record_run(run: Run) -> None:
 def _make_teacher(run: Run) -> None:
     with run.timed("teacher"):
         if run.settings.teacher:
-            stored = Model.of(store.load_question_answering(run.teacher_source))
-            run.save("teacher", stored.config, stored.params)
-            return
-        train, validation = run.datasets
-        config, params = fine_tune_encoder(
-            run.settings, run.teacher_source, train, validation, run.folder / "work" / "teacher"
-        )
-        run.save("teacher", config, params)
+            teacher = Model.of(store.load_question_answering(run.teacher_source))
+        else:
+            encoder = Model.of(store.load_encoder(run.teacher_source))
+            teacher = fine_tune_encoder(run.settings, encoder, *run.datasets, run.folder / "work" / "teacher")
+        run.save("teacher", teacher)
 
 
 def fine_tune_encoder(
-    settings: RunSettings, encoder: Path, train: Dataset, validation: Dataset, folder: Path
-) -> tuple[BertConfig, dict[str, jax.Array]]:
-    """A pretrained encoder with a fresh span head, trained with the settings' `teacher_` fields; raises as `train`."""
-    stored = Model.of(store.load_encoder(encoder))
+    settings: RunSettings, encoder: Model, train: Dataset, validation: Dataset, folder: Path
+) -> Model:
+    """A pretrained encoder with a fresh span head, trained with the settings of the stage `teacher`.
+
+    Args:
+      folder: where checkpoints are kept.
+
+    Raises:
+      UserError: the encoder has too few positions for the windows.
+      WorkFailed: the loss is no longer finite, or the disk is full.
+    """
     config = dataclasses.replace(
-        stored.config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
+        encoder.config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
     )
     inputs.check_positions(config, settings)
-    params = init_params(BertForQuestionAnswering, config, seed=settings.seed)
-    params = fine_tune(
-        config=config,
-        params=params | stored.params,
-        dataset=train,
-        validation=validation,
-        batch_size=settings.teacher_batch_size,
-        length_multiple=settings.length_multiple,
-        settings=train_settings(settings, "teacher", train),
+    fresh = init_model(BertForQuestionAnswering, config, seed=settings.seed)
+    data = training_data(settings, "teacher", train, validation)
+    return fine_tune(
+        fresh.with_params(fresh.params | encoder.params),
+        data,
+        settings=train_settings(settings, "teacher", data),
         folder=folder,
-        dtype=jnp.dtype(settings.dtype),
+        dtype=settings.dtype,
     )
-    return config, params
 
 
 def _distill(run: Run) -> None:
-    config, params = run.load("pruned")
+    student = run.load("pruned")
     with run.timed("distilled"):
         if "distill" not in run.settings.skip:
             rounds = run.settings.pruning_rounds > 1 and "prune" not in run.settings.skip
-            folder, share = run.folder / "work" / "distill", 0.5 if rounds else 1.0
-            params = distill_stage(run, "distill", config, params, folder, share)
-        run.save("distilled", config, params)
+            share = 0.5 if rounds else 1.0
+            student = distill_stage(run, "distill", student, run.folder / "work" / "distill", share=share)
+        run.save("distilled", student)
 
 
 def _calibrate(run: Run) -> None:
-    config, params = run.load("distilled")
+    student, (train, _) = run.load("distilled"), run.datasets
     with run.timed("ptq"):
-        record = Quantization.calibrated(
-            run.settings.quantize_also,
-            activation_scales=run.settings.activation_scales,
-            calibrator=run.settings.calibrator,
-            calibration_examples=min(run.settings.calibration_examples, len(run.datasets[0].windows)),
-        )
-        config = dataclasses.replace(config, quantization=record)
-        ranges = record_ranges(config, params, run.datasets[0], seed=run.settings.seed)
-        run.save("ptq", config, quantize(config, params, ranges))
+        record = run.settings.quantization(windows=len(train.windows))
+        ranges = record_ranges(student, record, train, seed=run.settings.seed)
+        run.save("ptq", quantize(student, record, ranges))
 
 
 def _qat(run: Run) -> None:
-    config, params = run.load("ptq")
+    student = run.load("ptq")
     with run.timed("int8"):
         if "qat" not in run.settings.skip:
-            params = distill_stage(run, "qat", config, params, run.folder / "work" / "qat", 1.0)
-            config = dataclasses.replace(config, quantization=dataclasses.replace(config.quantization, trained=True))
-        run.save("int8", config, params)
+            student = distill_stage(run, "qat", student, run.folder / "work" / "qat")
+            student = _trained_on_the_grid(student)
+        run.save("int8", student)
+
+
+def _trained_on_the_grid(student: Model) -> Model:
+    """The same model, recorded as trained after its calibration."""
+    assert student.config.quantization is not None, "calibration leaves a quantized student"
+    record = dataclasses.replace(student.config.quantization, trained=True)
+    return dataclasses.replace(student, config=dataclasses.replace(student.config, quantization=record))
 
 
 def _evaluate(run: Run, stage: str) -> None:
@@ -194,8 +194,7 @@ def _evaluate(run: Run, stage: str) -> None:
     }
     known = rundir.read_metrics(run.folder).get("stages", {}).get(stage, {})
     if "evaluate" not in run.settings.skip and "f1" not in known:
-        config, params = run.load(stage)
-        found = Evaluator(config, run.eval_dataset)(params, label=f"evaluate {stage}")
+        found = Evaluator(run.eval_dataset)(run.load(stage), label=f"evaluate {stage}")
         figures |= {"exact_match": found.score.exact_match, "f1": found.score.f1}
         write_predictions(run.folder / "predictions" / f"{stage}.json", found.answers)
         print(f"{stage}: exact match {found.score.exact_match:.2f}, F1 {found.score.f1:.2f}")

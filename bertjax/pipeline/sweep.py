@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 
 from bertjax import files, machine, rundir
 from bertjax.engines.timing.compare import offline_speeds
-from bertjax.model.bert import Model
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
-from bertjax.pipeline import inputs, report, stages, sweep_report
+from bertjax.pipeline import report, stages, sweep_report
 from bertjax.pipeline.prune import make_plan
 from bertjax.pipeline.run import Run
 from bertjax.pipeline.settings import RunSettings
@@ -54,8 +53,7 @@ def run_sweep(base: RunSettings, wanted: Sequence[RunSettings], command: str) ->
     for settings in students:  # a reduction that cannot be reached is told before any training
         _share_teacher(folder, settings)
         run = Run(settings, command)
-        config, params = run.load("teacher")
-        make_plan(run, Model(config=config, params=params))
+        make_plan(run, run.load("teacher"))
     for number, settings in enumerate(bisecting(students), 1):
         if not _finished(Path(settings.output)):
             print(f"\n{student_name(settings)}: student {number} of {len(students)}")
@@ -129,8 +127,7 @@ def _finished_students(folder: Path) -> list[Path]:
 
 def _measure_speeds(teacher: Run, models: dict[str, Path]) -> dict[str, Any]:
     """Offline throughput of the teacher and of all students on this machine's default backend."""
-    windows = inputs.window_settings(teacher.settings)
-    found = dataclasses.asdict(offline_speeds(list(models.values()), teacher.files.eval, windows))
+    found = dataclasses.asdict(offline_speeds(list(models.values()), teacher.files.eval, teacher.settings.windows))
     return {
         key: dict(zip(models, value, strict=True)) if isinstance(value, list) else value for key, value in found.items()
     }

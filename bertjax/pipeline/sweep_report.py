@@ -90,12 +90,18 @@ def draw(folder: Path) -> None:
 
 
 def _panel(axis: Axes, sweep: dict[str, Any], xs: dict[str, float], *, fewer_is_better: bool) -> None:
-    legible = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}}
+    legible: dict[str, Any] = {"bbox": {"facecolor": "white", "edgecolor": "none", "pad": 0.5, "alpha": 0.7}}
     legible |= {"textcoords": "offset points"}
     teacher = sweep["teacher"]["f1"]
     axis.axhline(GATE * teacher, color=_GREY, linewidth=1, linestyle=(0, (5, 4)), zorder=1)
     end, side = (0.01, "left") if fewer_is_better else (0.99, "right")  # where students are too bad to be in the way
-    where = {"xycoords": axis.get_yaxis_transform(), "ha": side, "va": "top", "fontsize": 8, "color": _GREY}
+    where: dict[str, Any] = {
+        "xycoords": axis.get_yaxis_transform(),
+        "ha": side,
+        "va": "top",
+        "fontsize": 8,
+        "color": _GREY,
+    }
     axis.annotate("99 % of the teacher", (end, GATE * teacher), (0, -3), **where, **legible)
     axis.plot(xs["teacher"], teacher, "D", color=_GREY, markersize=8, label="teacher, FP32")
     axis.annotate("teacher", (xs["teacher"], teacher), (0, 9), ha="center", color=_GREY, **legible)

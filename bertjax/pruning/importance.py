@@ -1,4 +1,4 @@
-"""How much each head, FFN unit, block and layer matters, from gradients.
+"""Importance of every head, FFN unit, block and layer, from gradients.
 
 Each pruning unit has a gate of 1 on its output. The empirical Fisher information of a gate, the mean over examples
 of its squared loss gradient, is (twice) the second-order estimate of what closing it costs when the model is near
@@ -21,7 +21,7 @@ from tqdm import tqdm
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
 from bertjax.files import write_file_aside
-from bertjax.model.bert import BertForQuestionAnswering, Gates, Params, bind
+from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Gates, Model, bind
 from bertjax.model.inference import padding_multiple
 from bertjax.modeldir.config import BertConfig
 from bertjax.training.losses import span_cross_entropy
@@ -53,28 +53,27 @@ def open_gates(config: BertConfig, batch: int) -> Gates:
     )
 
 
-def gate_gradients(config: BertConfig, params: Params, batch: batching.Batch) -> Gates:
+def gate_gradients(model: Model, batch: DeviceBatch) -> Gates:
     """Each example's gradient of its own span loss by its own gates, shaped like `Gates`.
 
     Gates are per example, so one backward pass over the summed loss gives all examples' gradients apart.
     """
 
     def total(gates: Gates) -> jax.Array:
-        module = bind(BertForQuestionAnswering, config, params)
+        module = bind(BertForQuestionAnswering, model)
         output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], gates=gates)
         return span_cross_entropy(output, batch["attention_mask"], batch["starts"], batch["ends"]).sum()
 
-    return jax.grad(total)(open_gates(config, batch["input_ids"].shape[0]))
+    return jax.grad(total)(open_gates(model.config, batch["input_ids"].shape[0]))
 
 
 def fisher(gradients: jax.Array) -> jax.Array:
-    """From a batch's per-example gate gradients [B, gates] to what is summed over batches: [gates]."""
+    """A batch's part of the Fisher information, [gates], from its gate gradients [B, gates], one row an example."""
     return jnp.square(gradients).sum(axis=0)
 
 
 def measure_importance(
-    config: BertConfig,
-    params: Params,
+    model: Model,
     dataset: Dataset,
     *,
     examples: int,
@@ -84,14 +83,16 @@ def measure_importance(
     """Fisher information over `examples` windows of `dataset` that hold their answer, drawn at random.
 
     Args:
-      summary: another summary of gradients than `fisher`, for comparisons.
+      model: in floating point.
+      summary: from a batch's gate gradients [B, gates] to the numbers [gates] that are summed; not `fisher` in
+        comparisons only.
     """
     answered = np.array([index for index, window in enumerate(dataset.windows) if window.end > 0])
     chosen = np.random.default_rng(seed).permutation(answered)[:examples]
 
     @jax.jit
-    def summarize(params: Params, batch: batching.Batch, real: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
-        gradients = gate_gradients(config, params, batch)
+    def summarize(model: Model, batch: DeviceBatch, real: jax.Array) -> dict[str, tuple[jax.Array, ...]]:
+        gradients = gate_gradients(model, batch)
         heads = [gradient * real[:, None] for gradient in gradients.heads]
         ffn = [gradient * real[:, None] for gradient in gradients.ffn]
         attention_gate = [gradient.sum(axis=1, keepdims=True) for gradient in heads]
@@ -114,8 +115,8 @@ def measure_importance(
         size = max(1, BATCH_TOKENS // plan.length)  # one shape per length: the last batch is filled up, weight 0
         rows = chosen[np.resize(plan.rows, size)]
         real = (np.arange(size) < len(plan.rows)).astype(np.float32)
-        batch = batching.collate(dataset.windows, rows, plan.length, config.pad_token_id)
-        found = jax.tree.map(lambda value: np.asarray(value, np.float64), summarize(params, batch, real))
+        batch = batching.collate(dataset.windows, rows, plan.length, model.config.pad_token_id)
+        found = jax.tree.map(lambda value: np.asarray(value, np.float64), summarize(model, batch, real))
         totals = found if totals is None else jax.tree.map(np.add, totals, found)
         bar.update(len(plan.rows))
     bar.close()
@@ -130,17 +131,23 @@ def measure_importance(
 
 
 def save_importance(path: Path, importance: Importance) -> None:
-    """Write as `.npz`; errors as `files.write_file_aside`."""
+    """Write as `.npz`.
+
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
+    """
     arrays = {"attention_blocks": importance.attention_blocks, "ffn_blocks": importance.ffn_blocks}
     arrays |= {"layers": importance.layers}
     arrays |= {f"heads.{index}": value for index, value in enumerate(importance.heads)}
     arrays |= {f"ffn.{index}": value for index, value in enumerate(importance.ffn)}
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, allow_pickle=False, **arrays)
     write_file_aside(path, buffer.getvalue())
 
 
 def load_importance(path: Path) -> Importance:
+    """Read what `save_importance` wrote."""
     with np.load(path) as file:
         count = len(file["layers"])
         return Importance(

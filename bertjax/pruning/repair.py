@@ -15,7 +15,7 @@ Models", which fits whole projections).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable
 from functools import partial
 
 import jax
@@ -25,9 +25,8 @@ from tqdm import tqdm
 
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
-from bertjax.model.bert import BertForQuestionAnswering, Context, Layer, Model, Params, bind, mask_bias
+from bertjax.model.bert import BertForQuestionAnswering, Context, Layer, Model, bind, mask_bias
 from bertjax.model.inference import padding_multiple
-from bertjax.modeldir.config import BertConfig
 from bertjax.modeldir.tensors import layer_prefix
 
 RIDGE = 1e-4  # times the mean square of the kept units
@@ -35,14 +34,14 @@ BATCH_TOKENS = 4096
 LENGTH_MULTIPLE = 128  # every layer compiles for every padded length: few lengths
 
 
-def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, seed: int) -> Params:
-    """The student's parameters with refitted output projections.
+def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, seed: int) -> Model:
+    """The student with refitted output projections.
 
     Args:
       student: cut out of `teacher`, same hidden size and number of layers.
       dataset: `examples` windows of it are drawn at random and looked at.
     """
-    params = dict(student.params)
+    repaired = student
     batches = batching.filled_batches(
         dataset.windows,
         dataset.lengths,
@@ -56,25 +55,27 @@ def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, s
     blocks = [(index, block) for index in range(len(teacher.config.layers)) for block in ("attention", "ffn")]
     for index, block in tqdm(blocks, desc="repair", unit="block", dynamic_ncols=True):
         name = f"{layer_prefix(index)}.{'attention.output' if block == 'attention' else 'output'}"
-        run = partial(_run_block, teacher.config, student.config, index, block)
-        found = [run(teacher.params, params, state) for state in states]
+        found = [_run_block(index, block, teacher, repaired, state) for state in states]
         moments = [
             _moments(hidden, target, state.mask) for (hidden, target, _), state in zip(found, states, strict=True)
         ]
-        gram, moment = (sum(np.asarray(part, np.float64) for part in parts) for parts in zip(*moments, strict=True))
-        weight, bias = fit(gram, moment, params.get(f"{name}.dense.weight"))
-        params[f"{name}.dense.bias"] = jnp.asarray(bias, jnp.float32)
+        gram, moment = (_sum(parts) for parts in zip(*moments, strict=True))
+        weight, bias = fit(gram, moment, repaired.params.get(f"{name}.dense.weight"))
+        fitted = {f"{name}.dense.bias": jnp.asarray(bias, jnp.float32)}
         if weight is not None:
-            params[f"{name}.dense.weight"] = jnp.asarray(weight, jnp.float32)
-        step = partial(_finish_block, student.config, index, block)
+            fitted[f"{name}.dense.weight"] = jnp.asarray(weight, jnp.float32)
+        repaired = repaired.with_params(repaired.params | fitted)
+        finish = partial(_finish_block, index, block, repaired)
         states = [
-            dataclasses.replace(state, teacher=after, student=step(params, hidden, state.student))
+            dataclasses.replace(state, teacher=after, student=finish(hidden, state.student))
             for (hidden, _, after), state in zip(found, states, strict=True)
         ]
-    return params
+    return repaired
 
 
-def fit(gram: np.ndarray, moment: np.ndarray, cut: np.ndarray | None) -> tuple[np.ndarray | None, np.ndarray]:
+def fit(
+    gram: np.ndarray, moment: np.ndarray, cut: np.ndarray | jax.Array | None
+) -> tuple[np.ndarray | None, np.ndarray]:
     """The ridge solution for a projection, from sums over tokens; a last unit that is always 1 stands for the bias.
 
     Args:
@@ -95,6 +96,14 @@ def fit(gram: np.ndarray, moment: np.ndarray, cut: np.ndarray | None) -> tuple[n
     return solution[:units].T, solution[units]
 
 
+def _sum(parts: Iterable[jax.Array]) -> np.ndarray:
+    """The sum in float64, one after the other: at BERT-large's size a copy of all would not fit memory."""
+    total = np.zeros((), np.float64)
+    for part in parts:
+        total = total + np.asarray(part, np.float64)
+    return total
+
+
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _State:
@@ -106,13 +115,13 @@ class _State:
 
     @classmethod
     def start(cls, model: Model, batch: batching.Batch) -> _State:
-        embeddings = bind(BertForQuestionAnswering, model.config, model.params).bert.embeddings
+        embeddings = bind(BertForQuestionAnswering, model).bert.embeddings
         x = embeddings(jnp.asarray(batch["input_ids"]), jnp.asarray(batch["token_type_ids"]))
         return cls(mask=jnp.asarray(batch["attention_mask"]), teacher=x, student=x)
 
 
-def _layer(config: BertConfig, params: Mapping[str, jax.Array], index: int) -> Layer:
-    return bind(BertForQuestionAnswering, config, params).bert.encoder.layer[index]
+def _layer(model: Model, index: int) -> Layer:
+    return bind(BertForQuestionAnswering, model).bert.encoder.layer[index]
 
 
 def _inner(layer: Layer, block: str, x: jax.Array, mask: jax.Array, index: int) -> jax.Array | None:
@@ -120,22 +129,16 @@ def _inner(layer: Layer, block: str, x: jax.Array, mask: jax.Array, index: int) 
     return layer.mix(x, context, index) if block == "attention" else layer.widen(x, context, index)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+@partial(jax.jit, static_argnums=(0, 1))
 def _run_block(
-    teacher_config: BertConfig,
-    student_config: BertConfig,
-    index: int,
-    block: str,
-    teacher_params: Params,
-    student_params: Params,
-    state: _State,
+    index: int, block: str, teacher: Model, student: Model, state: _State
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """The student's units [B, S, K], K 0 where gone; what they should add up to, [B, S, D]; the teacher's output."""
-    layer = _layer(teacher_config, teacher_params, index)
+    layer = _layer(teacher, index)
     inner = _inner(layer, block, state.teacher, state.mask, index)
     end = layer.attention.output if block == "attention" else layer.output
     summed = state.teacher + (end.dense.bias[...] if inner is None else end.dense(inner))
-    hidden = _inner(_layer(student_config, student_params, index), block, state.student, state.mask, index)
+    hidden = _inner(_layer(student, index), block, state.student, state.mask, index)
     if hidden is None:
         hidden = jnp.zeros((*state.mask.shape, 0))
     return hidden, summed - state.student, end.LayerNorm(summed)
@@ -150,10 +153,9 @@ def _moments(hidden: jax.Array, target: jax.Array, mask: jax.Array) -> tuple[jax
         return rows.T @ rows, rows.T @ target.reshape(-1, target.shape[-1])
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _finish_block(
-    config: BertConfig, index: int, block: str, params: Params, hidden: jax.Array, x: jax.Array
-) -> jax.Array:
-    layer = _layer(config, params, index)
+@partial(jax.jit, static_argnums=(0, 1))
+def _finish_block(index: int, block: str, student: Model, hidden: jax.Array, x: jax.Array) -> jax.Array:
+    """The student's hidden states after a block, [B, S, D], from its units and its residual `x`."""
+    layer = _layer(student, index)
     end = layer.attention.output if block == "attention" else layer.output
     return end(hidden if hidden.shape[-1] else None, x, Context(bias=jnp.zeros(())), 0)

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 
-from bertjax.modeldir.config import BertConfig
+from bertjax.model.bert import Model, as_arrays, as_params
 from bertjax.modeldir.tensors import encoder_shapes, layer_prefix, span_head_shapes
 from bertjax.pruning.search import Plan
 
 
-def cut(config: BertConfig, arrays: Mapping[str, np.ndarray], plan: Plan) -> tuple[BertConfig, dict[str, np.ndarray]]:
-    """The student's shape and tensors: exactly the teacher with the gates of everything unkept at 0.
-
-    Args:
-      arrays: the teacher's tensors by name, dense weights `[out, in]`.
-    """
+def cut(model: Model, plan: Plan) -> Model:
+    """The part of a floating-point model that a plan keeps: what it computes with every other gate at 0."""
+    config, result = model.config, as_arrays(model.params)
     student = plan.config(config)
-    result = dict(arrays)
     for index, (heads, units) in enumerate(zip(plan.heads, plan.ffn, strict=True)):
         prefix = layer_prefix(index)
         columns = (heads[:, None] * config.head_size + np.arange(config.head_size)).ravel()
@@ -30,7 +24,7 @@ def cut(config: BertConfig, arrays: Mapping[str, np.ndarray], plan: Plan) -> tup
         _keep(result, f"{prefix}.intermediate.dense.bias", units, 0)
         _keep(result, f"{prefix}.output.dense.weight", units, 1)
     wanted = encoder_shapes(student) | span_head_shapes(student)
-    return student, {name: result[name] for name in wanted}
+    return Model(config=student, params=as_params({name: result[name] for name in wanted}))
 
 
 def _keep(arrays: dict[str, np.ndarray], name: str, indexes: np.ndarray, axis: int) -> None:

@@ -5,15 +5,16 @@ NumPy only. A histogram has `BINS` equal bins over [0, largest magnitude seen].
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import get_args
 
 import numpy as np
+
+from bertjax.modeldir.config import Calibrator
 
 BINS = 2048
 LEVELS = 128  # magnitudes of the INT8 grid
 PERCENTILE = 99.99
 
-Calibrator = Literal["max", "percentile", "entropy", "mse"]
 CALIBRATORS: tuple[str, ...] = get_args(Calibrator)
 
 
@@ -21,8 +22,8 @@ def choose_amax(counts: np.ndarray, largest: float, calibrator: Calibrator) -> f
     """The threshold beyond which values are clipped.
 
     Args:
-      counts: float or int [BINS], how many magnitudes fell into each bin.
-      largest: the right edge of the last bin; 0 means that only zeros were seen, and the threshold is 127 (scale 1).
+      counts: float or int [BINS], the number of magnitudes in each bin.
+      largest: the right edge of the last bin; 0 if only zeros were seen, which gives the threshold 127 (scale 1).
     """
     if largest <= 0.0:
         return 127.0
@@ -38,7 +39,7 @@ def choose_amax(counts: np.ndarray, largest: float, calibrator: Calibrator) -> f
 
 
 def _entropy_bins(counts: np.ndarray) -> int:
-    """How many bins to keep so that the kept distribution, rounded to `LEVELS` levels, diverges least (KL).
+    """The number of bins whose distribution, rounded to `LEVELS` levels, diverges least (KL) from the whole.
 
     The method is that of TensorRT's entropy calibrator (Migacz, "8-bit inference with TensorRT", GTC 2017): the
     clipped tail is added to the last kept bin of the reference, and each level spreads its mass over its own

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from bertjax.data.batching import Batch, batch_maker
-from bertjax.data.dataset import Dataset
-from bertjax.model.bert import BertForQuestionAnswering, Params, SpanOutput, bind
+from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Model, Params, SpanOutput, bind
 from bertjax.model.fakequant import weight_scales
 from bertjax.model.inference import Evaluator
-from bertjax.modeldir.config import BertConfig
-from bertjax.training.loop import TrainSettings, train
+from bertjax.training.data import TrainingData
+from bertjax.training.loop import train
 from bertjax.training.losses import (
     closest_layers_distance,
     hidden_state_distance,
@@ -24,51 +20,28 @@ from bertjax.training.losses import (
     soft_span_cross_entropy,
     span_cross_entropy,
 )
-from bertjax.training.teacher import Targets, distilled_layers
+from bertjax.training.settings import DistillSettings, TrainSettings
+from bertjax.training.teacher import Targets
 
 SCALE_RATE = 20.0  # how much faster than a weight the logarithm of a learned scale moves, see `distill`
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class DistillSettings:
-    """The loss: soft spans at `temperature`, the labels' cross-entropy, and two terms on the layers' outputs.
-
-    `layer_map` says which student layers the distilled teacher layers are matched with: those of the same number
-    (fixed), or the closest ones at each step (dynamic). `learned_scales` trains the activation scales of an INT8
-    student with its weights.
-    """
-
-    temperature: float = 2.0
-    label_weight: float = 0.2
-    hidden_weight: float = 1.0
-    layer_map: Literal["fixed", "dynamic"] = "fixed"
-    relation_weight: float = 0.0
-    learned_scales: bool = False
-
-    def teacher_layers(self, layers: int) -> tuple[int, ...]:
-        """Which of the teacher's layers the loss needs, 1-based."""
-        return distilled_layers(layers) if self.hidden_weight or self.relation_weight else ()
-
-
 def distill(
-    *,
-    config: BertConfig,
-    params: Params,
-    layers: tuple[int, ...],
+    student: Model,
     targets: Targets,
-    dataset: Dataset,
-    validation: Dataset,
-    batch_size: int,
-    length_multiple: int,
+    data: TrainingData,
+    *,
     distillation: DistillSettings,
     settings: TrainSettings,
     folder: Path,
     label: str,
-    dtype: jnp.dtype = jnp.float32,
-) -> Params:
-    """Train a student on the teacher's outputs; the best weights by F1 on `validation`, the given ones among them.
+    dtype: DTypeLike = jnp.float32,
+) -> Model:
+    """Train a student on its teacher's outputs; the weights with the best F1 on the validation windows.
 
-    With `config.quantization` set, activations pass through the recorded grids and weights through a grid whose
+    The student as it comes is scored too, and returned unless training gives something better.
+
+    Where the student is quantized, activations pass through the recorded grids and weights through a grid whose
     scales follow the weights (largest magnitude per channel); the returned scales are those of the final weights.
 
     Learned activation scales (LSQ, see `fakequant`) are trained as `recorded scale * exp(SCALE_RATE * x)`: they stay
@@ -76,38 +49,40 @@ def distill(
     moves every number by about the learning rate, which against BERT's weights of about 0.05 is 20 times as much.
 
     Args:
-      layers: 1-based layers of the teacher whose outputs `targets` gives.
-      targets: adds the teacher's outputs to a batch, see `make_targets`.
+      targets: the teacher's outputs for the batches of `data.train`.
+      distillation: the loss; `targets` must have the layers that it reads.
+      folder: where checkpoints are kept.
+      label: the progress bar's name.
+      dtype: of the activations.
 
-    Raises as `train`.
+    Raises:
+      WorkFailed: the loss is no longer finite, or the disk is full.
     """
-    scales = {name: value for name, value in params.items() if name.endswith("_scale")}
-    trained = {name: value for name, value in params.items() if name not in scales}
+    scales = {name: value for name, value in student.params.items() if name.endswith("_scale")}
+    trained = {name: value for name, value in student.params.items() if name not in scales}
     if distillation.learned_scales:
         trained |= {name: jnp.zeros_like(value) for name, value in scales.items() if not name.endswith(".weight_scale")}
 
-    def complete(params: Params) -> Params:
-        """The model's parameters: the trained ones, and the scales that go with them."""
+    def complete(params: Params) -> Model:
+        """The student with these trained parameters and the scales that go with them."""
         if not scales:
-            return params
+            return student.with_params(params)
         weights = {name: value for name, value in params.items() if name not in scales}
         learned = {name: scales[name] * jnp.exp(SCALE_RATE * params[name]) for name in scales if name in params}
         scaled = weights | scales | learned
-        return scaled | weight_scales(config, scaled)
+        return student.with_params(scaled | weight_scales(student.config, scaled))
 
-    def loss(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        module = bind(BertForQuestionAnswering, config, complete(params), dtype=dtype)
+    def loss(params: Params, batch: DeviceBatch, key: jax.Array) -> jax.Array:
+        module = bind(BertForQuestionAnswering, complete(params), dtype=dtype)
         output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], dropout_key=key)
-        return distillation_loss(output, batch, distillation, layers)
+        return distillation_loss(output, batch, distillation, targets.layers)
 
-    evaluator = Evaluator(config, validation, dtype=dtype)
-    make_batch = batch_maker(
-        dataset, pad_id=config.pad_token_id, batch_size=batch_size, multiple=length_multiple, seed=settings.seed
-    )
+    evaluator = Evaluator(data.validation, dtype=dtype)
+    batches = data.batches(pad_id=student.config.pad_token_id, seed=settings.seed)
     best = train(
         params=trained,
         loss=loss,
-        make_batch=_with_targets(make_batch, targets),
+        make_batch=lambda step: targets.add(batches(step)),
         settings=settings,
         folder=folder,
         label=label,
@@ -118,9 +93,14 @@ def distill(
 
 
 def distillation_loss(
-    output: SpanOutput, batch: Batch, distillation: DistillSettings, layers: tuple[int, ...]
+    output: SpanOutput, batch: DeviceBatch, distillation: DistillSettings, layers: tuple[int, ...]
 ) -> jax.Array:
-    """The weighted sum of the terms that `distillation` asks for, float32 scalar."""
+    """The weighted sum of the terms that `distillation` asks for, float32 scalar.
+
+    Args:
+      batch: with the teacher's outputs, as `make_targets` adds them.
+      layers: the teacher's layers in `batch["teacher_hidden"]`, 1-based.
+    """
     mask, states = batch["attention_mask"], output.hidden_states
     start, end = batch["teacher_start"], batch["teacher_end"]
     total = soft_span_cross_entropy(output, start, end, mask, distillation.temperature)
@@ -129,16 +109,13 @@ def distillation_loss(
     if distillation.hidden_weight and distillation.layer_map == "dynamic":
         total += distillation.hidden_weight * closest_layers_distance(states[1:], batch["teacher_hidden"], mask)
     elif distillation.hidden_weight:
-        hidden = sum(
+        distances = (
             hidden_state_distance(states[layer], theirs, mask)
             for layer, theirs in zip(layers, batch["teacher_hidden"], strict=True)
         )
+        hidden = sum(distances, start=jnp.zeros(()))
         total += distillation.hidden_weight * hidden / len(layers)
     if distillation.relation_weight:
         divergence = relation_divergence(states[layers[-1]], batch["teacher_hidden"][-1], mask)
         total += distillation.relation_weight * divergence
     return total
-
-
-def _with_targets(make_batch: Callable[[int], Batch], targets: Targets) -> Callable[[int], Batch]:
-    return lambda step: targets(make_batch(step))

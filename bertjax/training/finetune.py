@@ -6,47 +6,43 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
-from bertjax.data.batching import Batch, batch_maker
-from bertjax.data.dataset import Dataset
-from bertjax.model.bert import BertForQuestionAnswering, Params, bind
+from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Model, Params, bind
 from bertjax.model.inference import Evaluator
-from bertjax.modeldir.config import BertConfig
-from bertjax.training.loop import TrainSettings, train
+from bertjax.training.data import TrainingData
+from bertjax.training.loop import train
 from bertjax.training.losses import span_cross_entropy
+from bertjax.training.settings import TrainSettings
 
 
 def fine_tune(
-    *,
-    config: BertConfig,
-    params: Params,
-    dataset: Dataset,
-    validation: Dataset,
-    batch_size: int,
-    length_multiple: int,
-    settings: TrainSettings,
-    folder: Path,
-    dtype: jnp.dtype = jnp.float32,
-) -> Params:
-    """Train all parameters on the spans of `dataset`; the best weights by F1 on `validation`.
+    model: Model, data: TrainingData, *, settings: TrainSettings, folder: Path, dtype: DTypeLike = jnp.float32
+) -> Model:
+    """Train all parameters on the answer spans; the weights with the best F1 on the validation windows.
 
-    Raises as `train`.
+    Args:
+      model: an encoder with a fresh span head.
+      folder: where checkpoints are kept.
+      dtype: of the activations.
+
+    Raises:
+      WorkFailed: the loss is no longer finite, or the disk is full.
     """
 
-    def loss(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        module = bind(BertForQuestionAnswering, config, params, dtype=dtype)
+    def loss(params: Params, batch: DeviceBatch, key: jax.Array) -> jax.Array:
+        module = bind(BertForQuestionAnswering, model.with_params(params), dtype=dtype)
         output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], dropout_key=key)
         return span_cross_entropy(output, batch["attention_mask"], batch["starts"], batch["ends"]).mean()
 
-    evaluator = Evaluator(config, validation, dtype=dtype)
-    return train(
-        params=params,
+    evaluator = Evaluator(data.validation, dtype=dtype)
+    params = train(
+        params=model.params,
         loss=loss,
-        make_batch=batch_maker(
-            dataset, pad_id=config.pad_token_id, batch_size=batch_size, multiple=length_multiple, seed=settings.seed
-        ),
+        make_batch=data.batches(pad_id=model.config.pad_token_id, seed=settings.seed),
         settings=settings,
         folder=folder,
         label="fine-tune",
-        evaluate=lambda params: evaluator(params, label="validate").score.f1,
+        evaluate=lambda params: evaluator(model.with_params(params), label="validate").score.f1,
     )
+    return model.with_params(params)

@@ -12,6 +12,7 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,39 +21,26 @@ import optax
 import safetensors.numpy
 from tqdm import tqdm
 
-from bertjax.data.batching import Batch
 from bertjax.errors import WorkFailed
 from bertjax.files import write_file_aside
-from bertjax.model.bert import Params, as_arrays, as_params
+from bertjax.model.bert import DeviceBatch, Params, as_arrays, as_params
+from bertjax.modeldir.store import Tensors
+from bertjax.training.data import StepBatch
+from bertjax.training.settings import TrainSettings
 
-Loss = Callable[[Params, Batch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
+Loss = Callable[[Params, DeviceBatch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
 State = tuple[Params, optax.OptState, Params]  # trained parameters, optimizer state, averaged parameters or {}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class TrainSettings:
-    """AdamW (Loshchilov & Hutter 2019) as BERT uses it: no weight decay on biases and LayerNorms."""
-
-    steps: int
-    learning_rate: float
-    warmup_share: float = 0.1  # of the steps, linear from 0; then linear to 0
-    weight_decay: float = 0.01
-    clip_norm: float = 1.0  # of the global gradient
-    ema: float = 0.0  # decay of the averaged weights, which are then the ones that are scored and kept; 0: no average
-    seed: int = 0
-    evaluations: int = 0  # how often to score on the validation file; 0 keeps the last weights
-    checkpoint_seconds: float = 120.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Everything needed to go on: `scored` is the step that was scored last, `best` the best-scoring params so far."""
+    """The whole state of training: `scored` is the step that was scored last, `best` the best-scoring params so far."""
 
     step: int
     scored: int
     state: State
     best_score: float
-    best: Params | None
+    best: Tensors | None
 
     def kept(self) -> Params:
         """The parameters that are scored and returned: the averaged ones where there are any."""
@@ -60,6 +48,7 @@ class Checkpoint:
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
+    """AdamW with clipped gradients, linear warm-up and linear decay."""
     warmup = max(1, round(settings.warmup_share * settings.steps))
     schedule = optax.join_schedules(
         [
@@ -82,7 +71,7 @@ def train(
     *,
     params: Params,
     loss: Loss,
-    make_batch: Callable[[int], Batch],
+    make_batch: Callable[[int], StepBatch],
     settings: TrainSettings,
     folder: Path,
     label: str,
@@ -97,8 +86,9 @@ def train(
 
     Args:
       params: the trained arrays by name; they are not changed.
+      loss: of the trained arrays, a batch and the step's dropout key; a scalar.
       make_batch: the batch of a step, 0 to steps - 1; the same for the same step.
-      folder: where checkpoints are kept; a run with the same settings goes on from the one it finds there.
+      folder: where checkpoints are kept; a run with the same settings continues from the one in it.
       label: the progress bar's name.
       evaluate: a score to maximize, called at `settings.evaluations` evenly spaced steps, the last one included.
       score_start: score `params` themselves too, and return them unless training gives something better.
@@ -114,11 +104,12 @@ def train(
     now = _restore(folder, Checkpoint(step=0, scored=-1, state=state, best_score=-np.inf, best=None), identity)
     step_function = _make_step(loss, optimizer, settings)
     marks = _evaluation_steps(settings, score_start) if evaluate else set()
-    saved, smooth, batch = time.monotonic(), None, None
+    saved, smooth = time.monotonic(), None
+    batch: StepBatch | None = None
     bar = tqdm(total=settings.steps, initial=now.step, desc=label, unit="step", dynamic_ncols=True)
     try:
         while True:
-            if now.step in marks and now.step > now.scored:
+            if evaluate and now.step in marks and now.step > now.scored:
                 score = evaluate(now.kept())
                 bar.write(f"{label}: step {now.step}: {score:.2f} on the validation file")
                 now = _scored(now, score)
@@ -144,9 +135,9 @@ def train(
 
 def _make_step(
     loss: Loss, optimizer: optax.GradientTransformation, settings: TrainSettings
-) -> Callable[[State, Batch, jax.Array], tuple[State, jax.Array]]:
+) -> Callable[[State, StepBatch, jax.Array], tuple[State, jax.Array]]:
     @jax.jit(donate_argnums=0)
-    def step_function(state: State, batch: Batch, step: jax.Array) -> tuple[State, jax.Array]:
+    def step_function(state: State, batch: DeviceBatch, step: jax.Array) -> tuple[State, jax.Array]:
         params, opt_state, average = state
         key = jax.random.fold_in(jax.random.key(settings.seed, impl="unsafe_rbg"), step)
         value, gradients = jax.value_and_grad(loss)(params, batch, key)
@@ -178,19 +169,19 @@ def _evaluation_steps(settings: TrainSettings, score_start: bool) -> set[int]:
 
 
 def _identity(settings: TrainSettings, params: Params) -> str:
-    """A digest of what must agree before a checkpoint may be continued."""
+    """Digest of the settings and shapes that a checkpoint must have to be continued."""
     fields = dataclasses.asdict(settings) | {"checkpoint_seconds": None}
     if not settings.ema:
-        del fields["ema"]  # checkpoints from before it was there go on
+        del fields["ema"]  # so that checkpoints from before this field are continued
     shapes = {name: value.shape for name, value in sorted(params.items())}
     return hashlib.sha256(json.dumps([fields, shapes], default=list).encode()).hexdigest()
 
 
 def _save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
     leaves = jax.tree.leaves(checkpoint.state)
-    arrays = {f"state.{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
+    arrays: Tensors = {f"state.{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
     arrays |= {f"best.{name}": value for name, value in (checkpoint.best or {}).items()}
-    about = {"step": checkpoint.step, "scored": checkpoint.scored, "identity": identity}
+    about: dict[str, Any] = {"step": checkpoint.step, "scored": checkpoint.scored, "identity": identity}
     about["best_score"] = float(checkpoint.best_score)
     content = safetensors.numpy.save(arrays, metadata={"about": json.dumps(about)})
     write_file_aside(folder / "checkpoint.safetensors", content)
@@ -210,7 +201,7 @@ def _restore(folder: Path, fresh: Checkpoint, identity: str) -> Checkpoint:
         best = {name[5:]: file.get_tensor(name) for name in file.keys() if name.startswith("best.")}  # noqa: SIM118
     return Checkpoint(
         step=about["step"],
-        scored=about.get("scored", about["step"]),  # checkpoints from before it was there go on
+        scored=about.get("scored", about["step"]),  # absent in checkpoints from before this field
         state=jax.tree.unflatten(tree, state),
         best_score=about["best_score"],
         best=best or None,

@@ -10,46 +10,49 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.typing import DTypeLike
 from tokenizers import Tokenizer
 
-from bertjax.data import batching
-from bertjax.data.batching import Batch
+from bertjax.data.batching import Batch, step_planner
 from bertjax.data.masking import MASKED_SHARE, Vocabulary, masked_batch
 from bertjax.data.text import Corpus, read_texts
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
-from bertjax.model.bert import Params, bind
-from bertjax.model.masked_lm import BertForMaskedLM, fan_in_params
-from bertjax.modeldir.config import BertConfig
-from bertjax.training.loop import TrainSettings, train
+from bertjax.model.bert import DeviceBatch, Model, Params, bind
+from bertjax.model.masked_lm import BertForMaskedLM, fan_in_model
+from bertjax.modeldir.config import INPUTS, BertConfig
+from bertjax.training.loop import train
+from bertjax.training.settings import TrainSettings
 
 LENGTH_MULTIPLE = 64
 
 
 def pretrain(
-    *,
-    config: BertConfig,
-    params: Params,
+    model: Model,
     corpus: Corpus,
     tokenizer: Tokenizer,
+    *,
     batch_size: int,
     settings: TrainSettings,
     folder: Path,
-    dtype: jnp.dtype = jnp.float32,
-) -> Params:
-    """Train encoder and masked-LM head on `corpus`; every step masks anew.
+    dtype: DTypeLike = jnp.float32,
+) -> Model:
+    """Train a masked LM's encoder and head on `corpus`; every step masks anew.
 
     Args:
-      params: those of `BertForMaskedLM`.
+      tokenizer: the one that `corpus` was read with.
+      batch_size: sequences of a step.
+      folder: where checkpoints are kept.
+      dtype: of the activations.
 
     Raises:
       WorkFailed: the loss is no longer finite, or the disk is full.
     """
 
-    def loss(params: Params, batch: Batch, key: jax.Array) -> jax.Array:
-        module = bind(BertForMaskedLM, config, params, dtype=dtype)
-        inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-        logits = module(*inputs, batch["positions"], dropout_key=key)
+    def loss(params: Params, batch: DeviceBatch, key: jax.Array) -> jax.Array:
+        module = bind(BertForMaskedLM, model.with_params(params), dtype=dtype)
+        ids, mask, types = (batch[name] for name in INPUTS)
+        logits = module(ids, mask, types, batch["positions"], dropout_key=key)
         each = optax.softmax_cross_entropy_with_integer_labels(logits, batch["labels"])
         masked = batch["weights"].sum()  # 0 where the batch holds no word that the tokenizer knows
         return (each * batch["weights"]).sum() / jnp.maximum(masked, 1)
@@ -60,33 +63,24 @@ def pretrain(
         print(
             f"{unknown:,} of {len(corpus.rows):,} sequences hold no word that the tokenizer knows; they teach nothing"
         )
-    return train(
-        params=params,
+    params = train(
+        params=model.params,
         loss=loss,
         make_batch=_batch_maker(corpus, vocabulary, batch_size=batch_size, seed=settings.seed),
         settings=settings,
         folder=folder,
         label="pretrain",
     )
+    return model.with_params(params)
 
 
 def _batch_maker(corpus: Corpus, vocabulary: Vocabulary, *, batch_size: int, seed: int) -> Callable[[int], Batch]:
-    lengths, per_epoch = corpus.lengths, -(-len(corpus.rows) // batch_size)
-    plans: dict[int, list[batching.BatchPlan]] = {}
+    plan_of = step_planner(
+        corpus.lengths, batch_size=batch_size, multiple=LENGTH_MULTIPLE, longest=corpus.longest, seed=seed
+    )
 
     def make_batch(step: int) -> Batch:
-        epoch, index = divmod(step, per_epoch)
-        if epoch not in plans:
-            plans.clear()
-            plans[epoch] = batching.plan_epoch(
-                lengths,
-                batch_size=batch_size,
-                multiple=LENGTH_MULTIPLE,
-                longest=corpus.longest,
-                seed=seed,
-                epoch=epoch,
-            )
-        plan = plans[epoch][index]
+        plan = plan_of(step)
         batch = masked_batch(
             [corpus.rows[row] for row in plan.rows],
             vocabulary,
@@ -113,8 +107,8 @@ class Shape:
     positions: int
 
 
-def masked_lm_from_nothing(shape: Shape, *, text_file: Path, tokenizer: Path, seed: int) -> tuple[BertConfig, Params]:
-    """A vocabulary learned from `text_file`, written to the folder `tokenizer`, and a fresh masked LM over it.
+def masked_lm_from_nothing(shape: Shape, *, text_file: Path, tokenizer: Path, seed: int) -> Model:
+    """A fresh masked LM over a vocabulary that is learned from `text_file` and written to the folder `tokenizer`.
 
     Raises:
       UserError: the text cannot be read, or the folder cannot be written.
@@ -131,4 +125,4 @@ def masked_lm_from_nothing(shape: Shape, *, text_file: Path, tokenizer: Path, se
         hidden_dropout=0.0,
         attention_dropout=0.0,
     )
-    return config, fan_in_params(config, seed=seed)
+    return fan_in_model(config, seed=seed)

@@ -15,6 +15,7 @@ from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.windows import WindowSettings
 from bertjax.engines.choose import open_backend
 from bertjax.errors import UserError
+from bertjax.model.bert import Model
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir.store import load_question_answering
 
@@ -22,8 +23,8 @@ from bertjax.modeldir.store import load_question_answering
 def test_answers_are_those_of_the_evaluation(run, readers):
     windows = WindowSettings(max_seq=128, doc_stride=64, max_query=32)  # as the run says
     dataset = load_dataset(run / "eval.json", load_tokenizer(run / "teacher"), windows)
-    teacher = load_question_answering(run / "teacher")
-    answers = Evaluator(teacher.config, dataset)(teacher.tensors).answers
+    teacher = Model.of(load_question_answering(run / "teacher"))
+    answers = Evaluator(dataset)(teacher).answers
     replies = {e.id: readers[1].answer(e.context, e.question) for e in dataset.examples}
     assert {key: reply.answer for key, reply in replies.items()} == answers
     assert max(reply.windows for reply in replies.values()) > 2 and len(set(answers.values())) > 5

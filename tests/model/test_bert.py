@@ -17,14 +17,15 @@ from bertjax.model.bert import (
     BertForQuestionAnswering,
     Context,
     Gates,
-    as_params,
+    Model,
     bind,
-    init_params,
+    init_model,
     jit_logits,
     load,
 )
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, Quantization
+from bertjax.modeldir.store import StoredModel
 from bertjax.modeldir.tensors import activation_scales, count_parameters, question_answering_shapes, scale_shapes
 from bertjax.modeldir.untrained import random_model
 from bertjax.training.losses import span_cross_entropy
@@ -43,15 +44,14 @@ def _inputs(vocabulary: int, rows: int, length: int, seed: int = 0) -> tuple[np.
 
 def _span_model(config: BertConfig, *, seed: int, dtype: jnp.dtype = jnp.float32):
     """A compiled model with fresh weights."""
-    model = bind(
-        BertForQuestionAnswering, config, init_params(BertForQuestionAnswering, config, seed=seed), dtype=dtype
-    )
+    model = bind(BertForQuestionAnswering, init_model(BertForQuestionAnswering, config, seed=seed), dtype=dtype)
     return jax.jit(lambda *inputs, **rest: model(*inputs, **rest))
 
 
-def _compare_with_transformers(config: BertConfig, params: dict[str, np.ndarray], length: int) -> None:
+def _compare_with_transformers(stored: StoredModel, length: int) -> None:
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
+    config = stored.config
     layer = config.layers[0]
     theirs = transformers.BertConfig(
         vocab_size=config.vocab_size,
@@ -63,13 +63,13 @@ def _compare_with_transformers(config: BertConfig, params: dict[str, np.ndarray]
     )
     model = transformers.BertForQuestionAnswering(theirs).eval()
     lost = model.load_state_dict(
-        {name: torch.from_numpy(np.array(value)) for name, value in params.items()}, strict=False
+        {name: torch.from_numpy(np.array(value)) for name, value in stored.tensors.items()}, strict=False
     )
     assert not lost.unexpected_keys and not [name for name in lost.missing_keys if "position_ids" not in name]
     ids, mask, types = _inputs(config.vocab_size, 2, length)
     with torch.no_grad():
         wanted = model(*(torch.from_numpy(array).long() for array in (ids, mask, types)))
-    ours = bind(BertForQuestionAnswering, config, as_params(params))
+    ours = bind(BertForQuestionAnswering, Model.of(stored))
     start, end = jit_logits(ours)(ids, mask, types)
     np.testing.assert_allclose(start[mask > 0], wanted.start_logits.numpy()[mask > 0], atol=1e-4)
     np.testing.assert_allclose(end[mask > 0], wanted.end_logits.numpy()[mask > 0], atol=1e-4)
@@ -83,20 +83,20 @@ def test_bert_large_shape_matches_transformers():
         for name, shape in question_answering_shapes(config).items()
     }
     assert count_parameters(config) == sum(value.size for value in params.values()) == 334_094_338
-    _compare_with_transformers(config, params, length=16)
+    _compare_with_transformers(StoredModel(config=config, tensors=params), length=16)
 
 
 def test_gradients_match_transformers():
     torch = pytest.importorskip("torch")
     transformers = pytest.importorskip("transformers")
     config = BertConfig.dense(vocab_size=50, hidden_size=32, num_layers=2, heads=2, ffn=64, max_position_embeddings=32)
-    params = init_params(BertForQuestionAnswering, config, seed=0)
-    params = {name: value * 5 if value.ndim == 2 else value for name, value in params.items()}
+    fresh = init_model(BertForQuestionAnswering, config, seed=0)
+    params = {name: value * 5 if value.ndim == 2 else value for name, value in fresh.params.items()}
     ids, mask, types = _inputs(50, 4, 12)
     starts, ends = np.array([1, 3, 5, 2]), np.array([2, 4, 5, 4])
 
     def loss(params: dict) -> jax.Array:
-        output = bind(BertForQuestionAnswering, config, params)(ids, mask, types)
+        output = bind(BertForQuestionAnswering, fresh.with_params(params))(ids, mask, types)
         return span_cross_entropy(output, mask, starts, ends).mean()
 
     ours = jax.jit(jax.grad(loss))(params)
@@ -116,9 +116,10 @@ def test_gradients_match_transformers():
 
 
 def test_the_real_encoder_matches_transformers(minilm: Path):
-    model = store.load_encoder(minilm)
-    params = init_params(BertForQuestionAnswering, model.config, seed=0) | model.tensors
-    _compare_with_transformers(model.config, params, length=60)
+    encoder = store.load_encoder(minilm)
+    head = init_model(BertForQuestionAnswering, encoder.config, seed=0).stored()
+    model = dataclasses.replace(encoder, tensors=head.tensors | encoder.tensors)
+    _compare_with_transformers(model, length=60)
 
 
 def test_padding_changes_nothing():
@@ -142,14 +143,16 @@ def test_bfloat16_stays_near_float32():
 
 def test_bfloat16_gradients_are_float32_and_near():
     config = tiny_config(quantized=True)
-    params = init_params(BertForQuestionAnswering, config, seed=2)
+    fresh = init_model(BertForQuestionAnswering, config, seed=2)
+    params = fresh.params
     ids, mask, types = _inputs(config.vocab_size, 2, 20)
     trained = {name: value for name, value in params.items() if not name.endswith("_scale")}
     scales = {name: 0.05 * value for name, value in params.items() if name.endswith("_scale")}
 
     def gradients(dtype: jnp.dtype) -> np.ndarray:
         def loss(trained):
-            output = bind(BertForQuestionAnswering, config, trained | scales, dtype=dtype)(ids, mask, types)
+            model = fresh.with_params(trained | scales)
+            output = bind(BertForQuestionAnswering, model, dtype=dtype)(ids, mask, types)
             return span_cross_entropy(output, mask, np.array([6, 7]), np.array([8, 9])).mean()
 
         found = jax.jit(jax.grad(loss))(trained)
@@ -171,7 +174,7 @@ def test_dropout_keeps_its_share_and_the_mean():
 
 def test_every_dropout_of_a_pass_has_its_rate_and_a_mask_of_its_own(monkeypatch: pytest.MonkeyPatch):
     config = dataclasses.replace(tiny_config(quantized=False), hidden_dropout=0.3, attention_dropout=0.2)
-    model = bind(BertForQuestionAnswering, config, init_params(BertForQuestionAnswering, config, seed=3))
+    model = bind(BertForQuestionAnswering, init_model(BertForQuestionAnswering, config, seed=3))
     inputs, places = _inputs(config.vocab_size, 2, 20), []
     monkeypatch.setattr(
         Context, "dropout", lambda self, x, rate, place: places.append((place, rate, x.shape == (2, 20, 32))) or x
@@ -187,12 +190,12 @@ def test_every_dropout_of_a_pass_has_its_rate_and_a_mask_of_its_own(monkeypatch:
 
 def test_a_gate_scales_what_its_unit_gives_for_its_example_alone():
     config, random = tiny_config(quantized=False), np.random.default_rng(0)
-    params = as_params(random_model(config, seed=4).tensors)
+    exact = Model.of(random_model(config, seed=4))
     factors = Gates(
         heads=tuple(random.random(layer.heads, np.float32) for layer in config.layers),
         ffn=tuple(random.random(layer.ffn, np.float32) for layer in config.layers),
     )
-    scaled = dict(params)
+    scaled = dict(exact.params)
     for index in range(len(config.layers)):
         for block, shares in (
             ("attention.output", factors.heads[index].repeat(config.head_size)),
@@ -200,12 +203,12 @@ def test_a_gate_scales_what_its_unit_gives_for_its_example_alone():
         ):
             scaled[f"bert.encoder.layer.{index}.{block}.dense.weight"] *= shares  # the columns of the units
     inputs = _inputs(config.vocab_size, 2, 20)
-    model = jax.jit(lambda params, gates: bind(BertForQuestionAnswering, config, params)(*inputs, gates=gates))
+    logits = jax.jit(lambda model, gates: bind(BertForQuestionAnswering, model)(*inputs, gates=gates).start_logits)
     gates = jax.tree.map(lambda one: np.stack([one, np.ones_like(one)]), factors)
-    found = model(params, gates).start_logits
+    found = logits(exact, gates)
     open_gates = jax.tree.map(np.ones_like, gates)
-    np.testing.assert_allclose(found[0], model(scaled, open_gates).start_logits[0], atol=1e-5)
-    np.testing.assert_allclose(found[1], model(params, open_gates).start_logits[1], atol=1e-5)
+    np.testing.assert_allclose(found[0], logits(exact.with_params(scaled), open_gates)[0], atol=1e-5)
+    np.testing.assert_allclose(found[1], logits(exact, open_gates)[1], atol=1e-5)
 
 
 @pytest.mark.parametrize("placement", [PLACEMENTS[0], PLACEMENTS[-1]])
@@ -214,7 +217,7 @@ def test_the_grid_in_the_network_is_that_of_plain_numpy(placement: Quantization)
     config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=placement)
     stored, inputs = random_model(config, seed=5), _inputs(config.vocab_size, 3, 20)
     seen: dict[str, jax.Array] = {}
-    model = bind(BertForQuestionAnswering, config, as_params(stored.tensors))
+    model = bind(BertForQuestionAnswering, Model.of(stored))
     found = np.stack(jit_logits(model)(*inputs))
     wanted, real = Reference(stored).run(*inputs), inputs[1] > 0
     assert np.linalg.norm((found - wanted)[:, real]) < 0.02 * np.linalg.norm(wanted[:, real])
@@ -230,7 +233,7 @@ def test_the_grid_in_the_network_is_that_of_plain_numpy(placement: Quantization)
 
 def test_fresh_weights_are_a_narrow_normal_and_follow_their_seed():
     config = tiny_config(quantized=False)
-    params, same, other = (init_params(BertForQuestionAnswering, config, seed=seed) for seed in (0, 0, 1))
+    params, same, other = (init_model(BertForQuestionAnswering, config, seed=seed).params for seed in (0, 0, 1))
     for name, value in params.items():
         np.testing.assert_array_equal(value, same[name])
         if value.ndim == 2:
@@ -239,6 +242,17 @@ def test_fresh_weights_are_a_narrow_normal_and_follow_their_seed():
             assert (value == float(name.endswith("LayerNorm.weight"))).all()
     drawn = params["bert.embeddings.position_embeddings.weight"]
     assert float(drawn.std()) == pytest.approx(0.02 * 0.8796, rel=0.02) and float(np.abs(drawn).max()) > 0.038
+
+
+def test_two_modules_of_one_shape_share_nothing():
+    config = tiny_config(quantized=False)
+    first, second = (init_model(BertForQuestionAnswering, config, seed=seed) for seed in (0, 1))
+    ours, theirs = (bind(BertForQuestionAnswering, model) for model in (first, second))
+    ours.qa_outputs.weight[...] = jnp.zeros_like(ours.qa_outputs.weight[...])
+    np.testing.assert_array_equal(theirs.qa_outputs.weight[...], second.params["qa_outputs.weight"])
+    again = bind(BertForQuestionAnswering, first, dtype=jnp.bfloat16)
+    np.testing.assert_array_equal(again.qa_outputs.weight[...], first.params["qa_outputs.weight"])
+    assert (theirs.bert.dtype, again.bert.dtype) == (jnp.float32, jnp.bfloat16)
 
 
 def test_a_directory_comes_back_as_it_was_saved(tmp_path: Path):

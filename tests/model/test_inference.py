@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -13,7 +12,7 @@ from bertjax.data.dataset import Dataset, from_examples
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.windows import WindowSettings
-from bertjax.model.bert import Model, Params, as_params
+from bertjax.model.bert import Model
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir.config import BertConfig
 from bertjax.modeldir.untrained import random_model
@@ -41,28 +40,26 @@ def dataset(tmp_path_factory) -> Dataset:
     return from_examples(examples, load_tokenizer(folder), WindowSettings(max_seq=160, max_query=8))
 
 
-def _params(config: BertConfig, seed: int) -> Params:
-    return as_params(random_model(config, seed=seed).tensors)
+def _model(config: BertConfig, seed: int) -> Model:
+    return Model.of(random_model(config, seed=seed))
 
 
 def _logits(dataset: Dataset) -> list[np.ndarray]:
-    return Evaluator(TEACHER, dataset)(_params(TEACHER, 1)).start_logits
+    return Evaluator(dataset)(_model(TEACHER, 1)).start_logits
 
 
 def _importance(dataset: Dataset) -> list[np.ndarray]:
-    found = measure_importance(TEACHER, _params(TEACHER, 1), dataset, examples=5, seed=0)
+    found = measure_importance(_model(TEACHER, 1), dataset, examples=5, seed=0)
     return [*found.heads, *found.ffn, found.layers]
 
 
 def _repaired(dataset: Dataset) -> list[np.ndarray]:
-    teacher, student = (Model(config=c, params=_params(c, seed)) for seed, c in ((1, TEACHER), (2, STUDENT)))
-    params = repair(teacher, student, dataset, examples=5, seed=0)
-    return Evaluator(STUDENT, dataset)(params).start_logits
+    student = repair(_model(TEACHER, 1), _model(STUDENT, 2), dataset, examples=5, seed=0)
+    return Evaluator(dataset)(student).start_logits
 
 
 def _ranges(dataset: Dataset) -> list[np.ndarray]:
-    config = dataclasses.replace(TEACHER, quantization=QUANTIZATION)
-    return list(record_ranges(config, _params(TEACHER, 1), dataset, seed=0).largest.values())
+    return list(record_ranges(_model(TEACHER, 1), QUANTIZATION, dataset, seed=0).largest.values())
 
 
 Measure = Callable[[Dataset], list[np.ndarray]]

@@ -8,8 +8,8 @@ import jax
 import numpy as np
 import pytest
 
-from bertjax.model.bert import as_arrays, bind, init_params
-from bertjax.model.masked_lm import BertForMaskedLM, fan_in_params, masked_lm_from_encoder
+from bertjax.model.bert import Model, bind, init_model
+from bertjax.model.masked_lm import BertForMaskedLM, fan_in_model, masked_lm_from_encoder
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
 from bertjax.modeldir.store import StoredModel
@@ -24,7 +24,7 @@ def test_logits_match_transformers():
     random = np.random.default_rng(0)
     params = {
         name: np.asarray(random.normal(0.0, 0.3, value.shape) + ("LayerNorm.weight" in name), np.float32)
-        for name, value in init_params(BertForMaskedLM, CONFIG, seed=0).items()
+        for name, value in init_model(BertForMaskedLM, CONFIG, seed=0).params.items()
     }
     theirs = transformers.BertForMaskedLM(
         transformers.BertConfig(
@@ -43,8 +43,8 @@ def test_logits_match_transformers():
     mask, types = (np.arange(12) < np.array([[12], [7]])).astype(int), np.arange(12)[None].repeat(2, 0) // 6
     with torch.no_grad():
         wanted = theirs(*map(torch.from_numpy, (ids, mask, types))).logits.numpy()
-    found = jax.jit(lambda params, *inputs: bind(BertForMaskedLM, CONFIG, params)(*inputs))(
-        params, ids, mask, types, positions
+    found = jax.jit(lambda model, *inputs: bind(BertForMaskedLM, model)(*inputs))(
+        Model(config=CONFIG, params=params), ids, mask, types, positions
     )
     assert found.shape == (2, 2, CONFIG.vocab_size)
     np.testing.assert_allclose(found, np.take_along_axis(wanted, positions[..., None], axis=1), atol=1e-4)
@@ -52,7 +52,7 @@ def test_logits_match_transformers():
 
 def test_a_model_from_nothing_has_embeddings_of_size_one_and_products_that_keep_theirs():
     config = BertConfig.dense(vocab_size=500, hidden_size=64, num_layers=1, heads=4, ffn=400)
-    params = fan_in_params(config, seed=0)
+    params = fan_in_model(config, seed=0).params
     size = {name: float(np.std(value)) for name, value in params.items()}
     deviation = 0.8796  # of a normal distribution cut at two standard deviations
     for table in ("word", "position"):
@@ -63,24 +63,23 @@ def test_a_model_from_nothing_has_embeddings_of_size_one_and_products_that_keep_
     assert (params["cls.predictions.transform.LayerNorm.weight"] == 1 / 8).all()
     assert (params[f"{layer}.output.LayerNorm.weight"] == 1).all()
     assert not any(value.any() for name, value in params.items() if name.endswith("bias"))
-    other = fan_in_params(config, seed=1)
+    other = fan_in_model(config, seed=1).params
     assert (other[f"{layer}.output.dense.weight"] != params[f"{layer}.output.dense.weight"]).any()
 
 
 def test_a_checkpoints_own_head_is_kept_and_a_missing_one_is_drawn(tmp_path: Path):
     write_random_model(tmp_path / "tokenizer", CONFIG, seed=0)
-    arrays = as_arrays(fan_in_params(CONFIG, seed=4))
+    arrays = fan_in_model(CONFIG, seed=4).stored().tensors
     head = masked_lm_head_shapes(CONFIG)
     arrays["cls.predictions.bias"] = np.arange(CONFIG.vocab_size, dtype=np.float32)
     store.save(tmp_path / "with", StoredModel(config=CONFIG, tensors=arrays), tokenizer_from=tmp_path / "tokenizer")
-    config, params = masked_lm_from_encoder(tmp_path / "with", seed=0)
-    assert config == CONFIG and params.keys() == arrays.keys()
+    found = masked_lm_from_encoder(tmp_path / "with", seed=0)
+    assert found.config == CONFIG and found.params.keys() == arrays.keys()
     for name, value in arrays.items():
-        np.testing.assert_array_equal(params[name], value)
+        np.testing.assert_array_equal(found.params[name], value)
     bare = {name: value for name, value in arrays.items() if name not in head}
     bare["cls.predictions.bias"] = np.ones(3, np.float32)  # of another vocabulary
     store.save(tmp_path / "without", StoredModel(config=CONFIG, tensors=bare), tokenizer_from=tmp_path / "tokenizer")
-    _, params = masked_lm_from_encoder(tmp_path / "without", seed=5)
-    drawn = init_params(BertForMaskedLM, CONFIG, seed=5)
-    for name, value in params.items():
+    drawn = init_model(BertForMaskedLM, CONFIG, seed=5).params
+    for name, value in masked_lm_from_encoder(tmp_path / "without", seed=5).params.items():
         np.testing.assert_array_equal(value, drawn[name] if name in head else arrays[name])

@@ -184,12 +184,12 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
         skip=("calibrate", "evaluate"),
         **_files(finished),
     )
-    whole = train_settings(TINY, "distill", finished.datasets[0]).steps
+    whole = train_settings(TINY, "distill", finished.training_data("distill")).steps
     steps, cuts = [], []
 
-    def distill(**arguments):
-        steps.append(arguments["settings"].steps)
-        return distillation.distill(**arguments)
+    def distill(*arguments, settings, **rest):
+        steps.append(settings.steps)
+        return distillation.distill(*arguments, settings=settings, **rest)
 
     def cut(*arguments):
         cuts.append(arguments)

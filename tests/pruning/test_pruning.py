@@ -19,7 +19,7 @@ from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset
 from bertjax.data.windows import Window
 from bertjax.errors import UserError
-from bertjax.model.bert import BertForQuestionAnswering, Gates, as_arrays, as_params, bind, init_params
+from bertjax.model.bert import BertForQuestionAnswering, Gates, Model, bind, init_model
 from bertjax.modeldir.config import BertConfig, LayerShape, count_macs
 from bertjax.pruning.costs import Costs, check_reduction, largest_blocks, mac_costs
 from bertjax.pruning.importance import (
@@ -50,25 +50,29 @@ def _batch(seed: int, rows: int = 3, length: int = 10) -> dict[str, np.ndarray]:
     }
 
 
-def _sharp_params(config: BertConfig, seed: int) -> dict[str, jax.Array]:
+def _sharp_model(seed: int) -> Model:
     """Random weights large enough that every gate matters."""
-    params = init_params(BertForQuestionAnswering, config, seed=seed)
-    return {
-        name: value * 8 if name.endswith("dense.weight") or "self." in name else value for name, value in params.items()
-    }
+    fresh = init_model(BertForQuestionAnswering, TINY, seed=seed)
+    return fresh.with_params(
+        {
+            name: value * 8 if name.endswith("dense.weight") or "self." in name else value
+            for name, value in fresh.params.items()
+        }
+    )
 
 
-def _losses(params: dict, batch: dict, gates: Gates) -> np.ndarray:
-    module = bind(BertForQuestionAnswering, TINY, params)
+def _losses(model: Model, batch: dict, gates: Gates) -> np.ndarray:
+    module = bind(BertForQuestionAnswering, model)
     output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"], gates=gates)
     return np.asarray(span_cross_entropy(output, batch["attention_mask"], batch["starts"], batch["ends"]), np.float64)
 
 
 def test_gate_gradients_are_the_finite_differences_of_each_example():
     with jax.enable_x64(True):
-        params = {k: v.astype(jnp.float64) for k, v in _sharp_params(TINY, 0).items()}
+        model = _sharp_model(0)
+        model = model.with_params({k: v.astype(jnp.float64) for k, v in model.params.items()})
         batch = _batch(1)
-        gradients = gate_gradients(TINY, params, batch)
+        gradients = gate_gradients(model, batch)
         gates, step = open_gates(TINY, 3), 3e-2  # LayerNorm works in float32: smaller steps drown
         for kind, layer, unit in (("heads", 0, 1), ("heads", 1, 0), ("ffn", 0, 5), ("ffn", 1, 11)):
 
@@ -77,7 +81,7 @@ def test_gate_gradients_are_the_finite_differences_of_each_example():
                 arrays[layer] = arrays[layer].at[:, unit].add(by)
                 return dataclasses.replace(gates, **{kind: tuple(arrays)})
 
-            measured = (_losses(params, batch, shifted(step)) - _losses(params, batch, shifted(-step))) / (2 * step)
+            measured = (_losses(model, batch, shifted(step)) - _losses(model, batch, shifted(-step))) / (2 * step)
             found = np.asarray(getattr(gradients, kind)[layer])[:, unit]
             assert np.abs(measured).max() > 1e-4
             np.testing.assert_allclose(found, measured, rtol=2e-2, atol=2e-5)
@@ -101,12 +105,12 @@ def _dataset(random: np.random.Generator, sizes: list[int], answered: list[bool]
 
 def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Path):
     dataset = _dataset(np.random.default_rng(0), [9, 20, 12, 24, 15], [True, False, True, True, True])
-    params = _sharp_params(TINY, 5)
-    measured = measure_importance(TINY, params, dataset, examples=3, seed=2)
+    model = _sharp_model(5)
+    measured = measure_importance(model, dataset, examples=3, seed=2)
     save_importance(tmp_path / "importance.npz", measured)
     found = load_importance(tmp_path / "importance.npz")
     drawn = np.random.default_rng(2).permutation(np.array([0, 2, 3, 4]))[:3]  # of those that hold their answer
-    gradient = jax.jit(lambda batch: gate_gradients(TINY, params, batch))
+    gradient = jax.jit(lambda batch: gate_gradients(model, batch))
     each = [gradient(collate(dataset.windows, [row], 24)) for row in drawn]
     blocks = {kind: np.zeros((3, 2)) for kind in ("heads", "ffn")}
     for kind, layer in itertools.product(blocks, range(2)):
@@ -258,15 +262,14 @@ def test_an_impossible_target_is_the_users_mistake(reduction: float):
 )
 def test_the_cut_model_is_the_masked_model(heads: tuple, ffn: tuple):
     plan = Plan(heads=tuple(map(_indexes, heads)), ffn=tuple(map(_indexes, ffn)), loss=0.0)
-    params, batch = _sharp_params(TINY, 3), _batch(4)
+    model, batch = _sharp_model(3), _batch(4)
     closed = Gates(
         heads=tuple(jnp.zeros((3, 2)).at[:, kept].set(1) for kept in plan.heads),
         ffn=tuple(jnp.zeros((3, 12)).at[:, kept].set(1) for kept in plan.ffn),
     )
     inputs = (batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
-    masked = bind(BertForQuestionAnswering, TINY, params)(*inputs, gates=closed)
-    student, arrays = cut(TINY, as_arrays(params), plan)
-    small = bind(BertForQuestionAnswering, student, as_params(arrays))(*inputs)
+    masked = bind(BertForQuestionAnswering, model)(*inputs, gates=closed)
+    small = bind(BertForQuestionAnswering, cut(model, plan))(*inputs)
     np.testing.assert_allclose(small.start_logits, masked.start_logits, atol=1e-5)
     np.testing.assert_allclose(small.end_logits, masked.end_logits, atol=1e-5)
 

@@ -18,7 +18,7 @@ from bertjax.data.dataset import Dataset, from_examples
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.windows import WindowSettings
-from bertjax.model.bert import BertForQuestionAnswering, as_params, bind, init_params
+from bertjax.model.bert import BertForQuestionAnswering, Model, bind, init_model
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir import store
 from bertjax.modeldir.tensors import activation_scales, dense_sites, question_answering_shapes, scale_shapes
@@ -138,23 +138,23 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
     config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=False)
     write_random_model(tmp_path / "m", config, seed=0)
     dataset = _dataset(tmp_path / "m", windows=2)
-    params = init_params(BertForQuestionAnswering, config, seed=2)
+    model = init_model(BertForQuestionAnswering, config, seed=2)
     layer = "bert.encoder.layer"
     for name in (f"{layer}.1.intermediate.dense.weight", f"{layer}.2.attention.self.value.weight"):
-        params[name] *= 0  # with their biases of 0, what they give is always 0
+        model.params[name] *= 0  # with their biases of 0, what they give is always 0
     always_zero = {
         f"{layer}.1.output.dense.input_scale",
         f"{layer}.2.attention.self.value_scale",
         f"{layer}.2.attention.output.dense.input_scale",
     }
     quantized = dataclasses.replace(config, quantization=PLACEMENTS[-1])
-    ranges = record_ranges(quantized, params, dataset, seed=0)
+    ranges = record_ranges(model, PLACEMENTS[-1], dataset, seed=0)
     shapes = scale_shapes(quantized)
 
     @jax.jit
     def told(ids: np.ndarray, types: np.ndarray) -> dict[str, jax.Array]:
         seen: dict[str, jax.Array] = {}
-        bind(BertForQuestionAnswering, config, params)(ids, jnp.ones_like(ids), types, observe=seen.__setitem__)
+        bind(BertForQuestionAnswering, model)(ids, jnp.ones_like(ids), types, observe=seen.__setitem__)
         return {name: jnp.abs(value).reshape(ids.shape[1], -1, value.shape[-1]) for name, value in seen.items()}
 
     parts = []
@@ -162,11 +162,9 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
         types = (np.arange(len(window)) >= window.context_start).astype(np.int32)
         parts.append(told(window.input_ids[None], types[None]))
     assert ranges.largest.keys() == ranges.counts.keys() == set(activation_scales(quantized)) == parts[0].keys()
-    scaled = quantize(quantized, params, ranges)
+    scaled = quantize(model, PLACEMENTS[-1], ranges).params
     assert {name: value.shape for name, value in scaled.items()} == question_answering_shapes(quantized)
-    by_error = quantize(
-        dataclasses.replace(config, quantization=dataclasses.replace(PLACEMENTS[-1], calibrator="mse")), params, ranges
-    )
+    by_error = quantize(model, dataclasses.replace(PLACEMENTS[-1], calibrator="mse"), ranges).params
     for name, counts in ranges.counts.items():
         values = [np.asarray(part[name]) for part in parts]
         largest = np.max([value.max(axis=(0, 1) if shapes[name] else None) for value in values], axis=0)
@@ -191,12 +189,12 @@ def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path
 
 
 def test_calibration_reads_as_many_windows_as_its_record_says_drawn_by_seed(tmp_path: Path):
-    config = tiny_config(((1, 0),), quantized=dataclasses.replace(QUANTIZATION, calibration_examples=2))
+    config, record = tiny_config(((1, 0),), quantized=False), dataclasses.replace(QUANTIZATION, calibration_examples=2)
     write_random_model(tmp_path / "m", config, seed=0)
     dataset = _dataset(tmp_path / "m", windows=5)
-    params = init_params(BertForQuestionAnswering, dataclasses.replace(config, quantization=None), seed=2)
+    model = init_model(BertForQuestionAnswering, config, seed=2)
     for seed in (0, 1):
-        counts = record_ranges(config, params, dataset, seed=seed).counts[
+        counts = record_ranges(model, record, dataset, seed=seed).counts[
             "bert.encoder.layer.0.attention.self.input_scale"
         ]
         drawn = np.random.default_rng(seed).permutation(5)[:2]
@@ -206,17 +204,17 @@ def test_calibration_reads_as_many_windows_as_its_record_says_drawn_by_seed(tmp_
 def test_with_scales_for_features_a_wide_one_costs_the_others_nothing(tmp_path):
     config = tiny_config(((2, 64), (1, 32)), quantized=False)
     write_random_model(tmp_path / "m", config, seed=0)
-    arrays = store.load_question_answering(tmp_path / "m").tensors
+    stored = store.load_question_answering(tmp_path / "m")
     for block in ("attention.output", "output"):  # both LayerNorms give one feature 40 times the others
-        arrays[f"bert.encoder.layer.0.{block}.LayerNorm.weight"][7] = 40.0
-    params, dataset = as_params(arrays), _dataset(tmp_path / "m", windows=5)
-    exact = Evaluator(config, dataset)(params)
+        stored.tensors[f"bert.encoder.layer.0.{block}.LayerNorm.weight"][7] = 40.0
+    model, dataset = Model.of(stored), _dataset(tmp_path / "m", windows=5)
+    evaluator = Evaluator(dataset)
+    exact = evaluator(model)
 
     def error(scales: str) -> float:
         record = dataclasses.replace(QUANTIZATION, activation_scales=scales)
-        quantized = dataclasses.replace(config, quantization=record)
-        ranges = record_ranges(quantized, params, dataset, seed=0)
-        found = Evaluator(quantized, dataset)(quantize(quantized, params, ranges))
+        ranges = record_ranges(model, record, dataset, seed=0)
+        found = evaluator(quantize(model, record, ranges))
         pairs = zip(found.start_logits + found.end_logits, exact.start_logits + exact.end_logits, strict=True)
         return float(np.mean([np.square(a - b).mean() for a, b in pairs]))
 

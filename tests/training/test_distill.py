@@ -19,13 +19,13 @@ from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.windows import WindowSettings
 from bertjax.errors import WorkFailed
-from bertjax.model.bert import BertForQuestionAnswering, SpanOutput, as_params, bind, init_params
+from bertjax.model.bert import BertForQuestionAnswering, Model, Params, SpanOutput, bind, init_model
 from bertjax.model.fakequant import weight_scales
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir.tensors import dense_sites, question_answering_shapes
 from bertjax.modeldir.untrained import random_model
-from bertjax.training.distill import DistillSettings, distill, distillation_loss
-from bertjax.training.loop import TrainSettings
+from bertjax.training.data import TrainingData
+from bertjax.training.distill import distill, distillation_loss
 from bertjax.training.losses import (
     closest_layers_distance,
     hidden_state_distance,
@@ -33,7 +33,8 @@ from bertjax.training.losses import (
     soft_span_cross_entropy,
     span_cross_entropy,
 )
-from bertjax.training.teacher import Teacher, cache_bytes, distilled_layers, make_targets
+from bertjax.training.settings import DistillSettings, TrainSettings, distilled_layers
+from bertjax.training.teacher import Teacher, cache_bytes, make_targets
 from tests.models import tiny_config, write_random_model
 
 CONFIG = tiny_config(quantized=False)
@@ -55,7 +56,7 @@ def dataset(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def teacher():
-    return Teacher(config=CONFIG, params=init_params(BertForQuestionAnswering, CONFIG, seed=5), layers=(1, 2))
+    return Teacher(model=init_model(BertForQuestionAnswering, CONFIG, seed=5), layers=(1, 2))
 
 
 def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
@@ -63,11 +64,11 @@ def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
     fresh = make_targets(teacher, dataset, cache=None)
     first = make_targets(teacher, dataset, cache=tmp_path)
     for step in range(3):
-        first(make_batch(step))
+        first.add(make_batch(step))
     again = make_targets(teacher, dataset, cache=tmp_path)
     for step in range(3):
         batch = make_batch(step)
-        wanted, found, mask = fresh(batch), again(batch), batch["attention_mask"] > 0
+        wanted, found, mask = fresh.add(batch), again.add(batch), batch["attention_mask"] > 0
         np.testing.assert_array_equal(found["teacher_start"][mask], wanted["teacher_start"][mask])
         np.testing.assert_array_equal(found["teacher_end"][mask], wanted["teacher_end"][mask])
         np.testing.assert_array_equal(found["teacher_hidden"][:, mask], wanted["teacher_hidden"][:, mask])
@@ -76,13 +77,13 @@ def test_cached_outputs_are_the_teachers_own(tmp_path: Path, dataset, teacher):
 def test_without_layers_only_logits_are_kept(tmp_path: Path, dataset, teacher):
     logits = dataclasses.replace(teacher, layers=DistillSettings(hidden_weight=0.0).teacher_layers(2))
     batch = batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0)
-    both = make_targets(teacher, dataset, cache=tmp_path)(batch)
-    found = make_targets(logits, dataset, cache=tmp_path)(batch)
+    both = make_targets(teacher, dataset, cache=tmp_path).add(batch)
+    found = make_targets(logits, dataset, cache=tmp_path).add(batch)
     assert "teacher_hidden" not in found
     np.testing.assert_array_equal(found["teacher_start"], both["teacher_start"])
     stored = sum(path.stat().st_size for path in (tmp_path / "logits").iterdir())
     assert cache_bytes(logits, dataset) == 4 * dataset.lengths.sum() <= stored < cache_bytes(teacher, dataset)
-    again = make_targets(teacher, dataset, cache=tmp_path)(batch)
+    again = make_targets(teacher, dataset, cache=tmp_path).add(batch)
     np.testing.assert_array_equal(again["teacher_hidden"], both["teacher_hidden"])
 
 
@@ -95,26 +96,21 @@ def test_a_cache_larger_than_the_disk_is_told(tmp_path: Path, dataset, teacher, 
 
 
 def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset, teacher):
-    student = init_params(BertForQuestionAnswering, CONFIG, seed=6)
+    student = init_model(BertForQuestionAnswering, CONFIG, seed=6)
     targets = make_targets(teacher, dataset, cache=None)
-    batch = targets(batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0))
+    batch = targets.add(batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0))
 
-    def distance(params: dict) -> float:
-        module = bind(BertForQuestionAnswering, CONFIG, params)
+    def distance(model: Model) -> float:
+        module = bind(BertForQuestionAnswering, model)
         output = module(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"])
         return float(
             hidden_state_distance(output.hidden_states[2], batch["teacher_hidden"][1], batch["attention_mask"])
         )
 
     trained = distill(
-        config=CONFIG,
-        params=student,
-        layers=teacher.layers,
-        targets=targets,
-        dataset=dataset,
-        validation=dataset,
-        batch_size=4,
-        length_multiple=32,
+        student,
+        targets,
+        TrainingData(train=dataset, validation=dataset, batch_size=4, length_multiple=32),
         distillation=DistillSettings(),
         settings=TrainSettings(steps=40, learning_rate=3e-3),
         folder=tmp_path,
@@ -124,10 +120,10 @@ def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset,
 
 
 def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
-    batch = make_targets(teacher, dataset, cache=None)(
+    batch = make_targets(teacher, dataset, cache=None).add(
         batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0)
     )
-    student = bind(BertForQuestionAnswering, CONFIG, init_params(BertForQuestionAnswering, CONFIG, seed=6))
+    student = bind(BertForQuestionAnswering, init_model(BertForQuestionAnswering, CONFIG, seed=6))
     output, mask = (
         student(batch["input_ids"], batch["attention_mask"], batch["token_type_ids"]),
         batch["attention_mask"],
@@ -150,27 +146,24 @@ def test_the_loss_is_the_weighted_sum_of_its_terms(dataset, teacher):
     assert loss(relation_weight=2.0) - soft == pytest.approx(2.0 * float(related), rel=1e-3)
 
 
-def _train_on_the_grid(folder: Path, dataset, teacher, *, learned_scales: bool, evaluations: int) -> tuple[dict, dict]:
+def _train_on_the_grid(
+    folder: Path, dataset, teacher, *, learned_scales: bool, evaluations: int
+) -> tuple[Params, Params]:
     """A calibrated student of one layer, and the same after 3 steps at a learning rate that moves everything."""
     config = tiny_config(((1, 32),))
-    start = as_params(random_model(config, seed=3).tensors)
-    start |= weight_scales(config, start)
+    start = Model.of(random_model(config, seed=3))
+    start = start.with_params(start.params | weight_scales(config, start.params))
     trained = distill(
-        config=config,
-        params=start,
-        layers=(),
-        targets=make_targets(dataclasses.replace(teacher, layers=()), dataset, cache=None),
-        dataset=dataset,
-        validation=dataset,
-        batch_size=12,
-        length_multiple=32,
+        start,
+        make_targets(dataclasses.replace(teacher, layers=()), dataset, cache=None),
+        TrainingData(train=dataset, validation=dataset, batch_size=12, length_multiple=32),
         distillation=DistillSettings(hidden_weight=0.0, learned_scales=learned_scales),
         settings=TrainSettings(steps=3, learning_rate=3e-3, evaluations=evaluations),
         folder=folder,
         label="qat",
     )
-    assert {name: value.shape for name, value in trained.items()} == question_answering_shapes(config)
-    return start, trained
+    assert {name: value.shape for name, value in trained.params.items()} == question_answering_shapes(config)
+    return start.params, trained.params
 
 
 @pytest.mark.parametrize("learned_scales", [False, True])
@@ -189,7 +182,7 @@ def test_activation_scales_move_only_where_they_are_learned(tmp_path: Path, data
 def test_training_on_the_grid_that_loses_keeps_the_calibrated_student(tmp_path: Path, dataset, teacher, monkeypatch):
     scores = iter([50.0, 49.0])
 
-    def score(self: Evaluator, params: dict, *, label: str) -> SimpleNamespace:
+    def score(self: Evaluator, model: Model, *, label: str) -> SimpleNamespace:
         return SimpleNamespace(score=Score(exact_match=0.0, f1=next(scores)))
 
     monkeypatch.setattr(Evaluator, "__call__", score)
@@ -199,12 +192,12 @@ def test_training_on_the_grid_that_loses_keeps_the_calibrated_student(tmp_path: 
 
 
 def test_the_evaluator_gives_the_models_own_logits_for_every_window(dataset, teacher):
-    found = Evaluator(CONFIG, dataset)(teacher.params)
+    found = Evaluator(dataset)(teacher.model)
     assert found.answers.keys() == {example.id for example in dataset.examples}
     window = dataset.windows[7]
     ids = window.input_ids[None]
     types = (np.arange(len(window)) >= window.context_start).astype(np.int32)[None]
-    alone = bind(BertForQuestionAnswering, CONFIG, teacher.params)(ids, np.ones_like(ids), types)
+    alone = bind(BertForQuestionAnswering, teacher.model)(ids, np.ones_like(ids), types)
     np.testing.assert_allclose(found.start_logits[7], alone.start_logits[0], atol=1e-5)
     np.testing.assert_allclose(found.end_logits[7], alone.end_logits[0], atol=1e-5)
 

@@ -12,7 +12,8 @@ import pytest
 
 from bertjax.errors import WorkFailed
 from bertjax.model.bert import as_arrays
-from bertjax.training.loop import TrainSettings, make_optimizer, train
+from bertjax.training.loop import make_optimizer, train
+from bertjax.training.settings import TrainSettings
 
 SETTINGS = TrainSettings(steps=12, learning_rate=0.05, seed=3)
 

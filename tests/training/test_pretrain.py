@@ -19,8 +19,8 @@ from bertjax.model import masked_lm
 from bertjax.model.bert import bind
 from bertjax.model.masked_lm import BertForMaskedLM
 from bertjax.modeldir.config import BertConfig
-from bertjax.training.loop import TrainSettings
 from bertjax.training.pretrain import _batch_maker, pretrain
+from bertjax.training.settings import TrainSettings
 
 TEXT = "the red fox runs\nto the hill\n\n\nthe old fox sleeps\n"
 
@@ -63,18 +63,17 @@ def test_a_batch_without_a_masked_word_counts_nothing(
 ):
     (tmp_path / "text.txt").write_text("\u10d0\u10d1 \u10d2\n\n\u10d3\n")  # letters that the vocabulary lacks
     config = _config(tokenizer)
-    start = masked_lm.fan_in_params(config, seed=0)
-    params = pretrain(
-        config=config,
-        params=start,
-        corpus=read_corpus(tmp_path / "text.txt", tokenizer, max_seq=16, questions=False),
-        tokenizer=tokenizer,
+    start = masked_lm.fan_in_model(config, seed=0)
+    trained = pretrain(
+        start,
+        read_corpus(tmp_path / "text.txt", tokenizer, max_seq=16, questions=False),
+        tokenizer,
         batch_size=1,
         settings=TrainSettings(steps=3, learning_rate=1e-3, weight_decay=0.0),
         folder=tmp_path / "work",
     )
-    for name, value in start.items():
-        np.testing.assert_array_equal(params[name], value)
+    for name, value in start.params.items():
+        np.testing.assert_array_equal(trained.params[name], value)
     assert "2 of 2 sequences hold no word that the tokenizer knows" in capsys.readouterr().out
 
 
@@ -83,16 +82,15 @@ def test_it_learns_what_the_neighbours_tell(tmp_path: Path, tokenizer: Tokenizer
     (tmp_path / "text.txt").write_text("red fox runs\n\nold hill sleeps\n")
     corpus = read_corpus(tmp_path / "text.txt", tokenizer, max_seq=16, questions=False)
     config = _config(tokenizer)
-    params = pretrain(
-        config=config,
-        params=masked_lm.fan_in_params(config, seed=0),
-        corpus=corpus,
-        tokenizer=tokenizer,
+    model = pretrain(
+        masked_lm.fan_in_model(config, seed=0),
+        corpus,
+        tokenizer,
         batch_size=8,
         settings=TrainSettings(steps=150, learning_rate=3e-3),
         folder=tmp_path / "work",
     )
-    module, mask_id = bind(BertForMaskedLM, config, params), tokenizer.token_to_id("[MASK]")
+    module, mask_id = bind(BertForMaskedLM, model), tokenizer.token_to_id("[MASK]")
     for row in corpus.rows:
         ids = np.array(row)[None]
         position = np.array([[len(row) - 2]], np.int32)
