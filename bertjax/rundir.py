@@ -1,4 +1,4 @@
-"""A run directory: where its models lie, `metrics.json` with every number it measured, and `settings.json`."""
+"""A run directory: the places of its models, `metrics.json` with every figure it measured, and `settings.json`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bertjax.modeldir.config import BertConfig
 
 STUDENT = "student-int8"  # the directory that is served
 
-DIRECTORIES = {  # where each stage's model directory lies in the run directory; those of pruning rounds are in work/
+DIRECTORIES = {  # each stage's model directory in the run directory; those of pruning rounds are in work/
     "teacher": "teacher",
     "pruned": "work/pruned",
     "distilled": "student",
@@ -21,7 +21,7 @@ DIRECTORIES = {  # where each stage's model directory lies in the run directory;
     "int8": "student-int8",
 }
 
-_LEFT_OUT = {"prune": "pruned", "distill": "distilled", "qat": "int8"}  # what --skip takes, and the stage it leaves out
+_LEFT_OUT = {"prune": "pruned", "distill": "distilled", "qat": "int8"}  # a name that --skip takes, and its stage
 
 
 def read_metrics(run: Path) -> dict[str, Any]:
@@ -34,19 +34,24 @@ def read_metrics(run: Path) -> dict[str, Any]:
 
 
 def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
-    """Merge `patch` into the run's record, key by key at every depth, write it in one step, and return it."""
+    """Merge `patch` into the run's record, key by key at every depth, and write it; returns the merged record.
+
+    Raises:
+      UserError: `metrics.json` is broken, or cannot be written.
+      WorkFailed: the disk is full.
+    """
     merged = _merge(read_metrics(run), patch)
     write_file_aside(Path(run) / "metrics.json", json.dumps(merged, indent=2) + "\n")
     return merged
 
 
 def read_settings(run: Path) -> dict[str, Any]:
-    """What the run's `settings.json` holds, empty if it has none.
+    """The content of the run's `settings.json`, empty if it has none.
 
     Raises:
       UserError: it is there but broken.
     """
-    return _read(Path(run) / "settings.json", "it says how the run was made: bring it back, or take another run")
+    return _read(Path(run) / "settings.json", "the run cannot be continued without it: restore it, or give another run")
 
 
 def _read(path: Path, mend: str) -> dict[str, Any]:
@@ -62,7 +67,7 @@ def made_stages(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, 
     """The figures of the stages that a run made, without those left out, whose model is that of the stage before.
 
     Args:
-      metrics, settings: what `metrics.json` and `settings.json` of the run hold.
+      metrics, settings: the content of the run's `metrics.json` and `settings.json`.
     """
     left_out = {stage for name, stage in _LEFT_OUT.items() if name in settings.get("skip", ())}
     return {stage: figures for stage, figures in metrics.get("stages", {}).items() if stage not in left_out}
@@ -77,7 +82,7 @@ def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
 
 
 def run_folder(model: Path) -> Path | None:
-    """The run directory that a model directory lies in; None where it lies in none."""
+    """The run directory that holds a model directory; None if it is in none."""
     parent = Path(model).resolve().parent
     return parent if (parent / "metrics.json").exists() else None
 
@@ -86,11 +91,11 @@ def default_data(model: Path) -> Path:
     """The evaluation file of the model's run.
 
     Raises:
-      UserError: the model is of no run, or the run does not say.
+      UserError: the model is in no run directory, or the run names no evaluation file.
     """
     recorded = _data_record(model).get("eval_file")
     if recorded is None:
-        raise UserError(f"{model}: lies in no run directory that names an evaluation file; give --data FILE")
+        raise UserError(f"{model}: is in no run directory that names an evaluation file; give --data FILE")
     return Path(recorded)
 
 

@@ -39,7 +39,7 @@ def _program(name: str) -> str:
         (["distill.py", "--preset", "huge"], "--preset huge: unknown; there are demo, minilm, wwm-large"),
         (["distill.py", "--latency-table", "t.json"], "--latency-table: give --latency-reduction too"),
         (["distill.py", "--flops-reduction", "2", "--latency-reduction", "2"], "--latency-reduction: give one of"),
-        (["sweep.py", "--flops-reduction", "0.5,abc"], "--flops-reduction 0.5,abc: numbers with commas"),
+        (["sweep.py", "--flops-reduction", "0.5,abc"], "--flops-reduction 0.5,abc: must be numbers with commas"),
         (["sweep.py", "--flops-reduction", "0.5,2"], "--flops-reduction 0.5: must lie between 1 and 32"),
         (["distill.py", "--pruning-rounds", "0"], "--pruning-rounds 0: must be at least 1"),
         (["distill.py", "--ema", "1"], "--ema 1: must lie between 0 and 1"),

@@ -27,10 +27,7 @@ def parse(arguments: list[str]) -> RunSettings:
 
 def main() -> None:
     settings = parse(sys.argv[1:])
-    from bertjax.pipeline import (
-        report,  # JAX is imported only once the flags are right
-        stages,
-    )
+    from bertjax.pipeline import report, stages  # JAX is imported only once the flags are right
 
     done = stages.run_pipeline(settings, shlex.join(["python", *sys.argv]))
     print()

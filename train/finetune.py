@@ -41,6 +41,7 @@ FLAGS = [
 
 
 def parse() -> RunSettings:
+    """The flags as settings of a run."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_setting_flags(parser, FLAGS)
     given = {name: value for name, value in vars(parser.parse_args()).items() if value is not None}
@@ -54,10 +55,11 @@ def parse() -> RunSettings:
 def main() -> None:
     settings = parse()
 
+    # Imported only once the flags are right: JAX takes seconds.
     from bertjax.data.tokenizer import load_tokenizer
     from bertjax.model.bert import Model
     from bertjax.model.inference import Evaluator
-    from bertjax.modeldir import store  # JAX and what needs it are imported only once the flags are right
+    from bertjax.modeldir import store
     from bertjax.modeldir.store import model_directory
     from bertjax.pipeline import inputs
     from bertjax.pipeline.stages import fine_tune_encoder

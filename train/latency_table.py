@@ -3,15 +3,16 @@
     python train/latency_table.py --model runs/minilm/teacher --output latency.json
     python train/distill.py --teacher runs/minilm/teacher --latency-table latency.json --latency-reduction 3 ...
 
-Only the model's shape is looked at. Small models of four equal layers, attention blocks with every number of heads or
+Only the model's shape is used. Small models of four equal layers, attention blocks with every number of heads or
 FFN blocks of several widths, are exported as INT8 ONNX with random weights and run in turn. Four whole models at the
-end show how well the times of blocks add up. With one thread a stream, as by default, processor time is taken, which
+end show how well the times of blocks add up. With one thread a stream, the default, processor time is measured, which
 other programs on the machine hardly change; with more threads let nothing else run.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 from pathlib import Path
 from typing import Any
@@ -28,19 +29,23 @@ BATCH_TOKENS = 1024  # of a batch, as Offline makes them
 
 
 def parse() -> argparse.Namespace:
+    """The flags, checked."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--model", type=Path, required=True, help="model directory of the teacher or of its encoder")
-    add("--output", type=Path, default=Path("latency.json"), help="file to write (default: latency.json)")
-    add("--backend", default="auto", help="auto (default), openvino or onnxruntime")
-    add("--seq", type=int, help="tokens of a window (default: 128, or as many as the model has positions)")
-    add("--batch", type=int, help=f"windows of a batch (default: as many as make {BATCH_TOKENS} tokens)")
-    add("--streams", type=int, help="batches at once (default: one per core, as in Offline; SingleStream has 1)")
-    add("--threads", type=int, help="threads of each stream (default: the cores, shared out)")
-    add("--ffn-group", type=int, default=32, help="FFN widths are multiples of this (default: 32)")
-    add("--widths", type=int, default=48, help="FFN widths to time, the others are interpolated (default: 48)")
-    add("--rounds", type=int, default=15, help="interleaved rounds, at least (default: 15)")
-    add("--seconds", type=float, default=30.0, help="seconds of measuring, at least (default: 30)")
+    add("--model", type=Path, required=True, metavar="DIR", help="model directory of the teacher or of its encoder")
+    add(
+        "--output", type=Path, default=Path("latency.json"), metavar="FILE", help="file to write (default: %(default)s)"
+    )
+    add("--backend", default="auto", metavar="NAME", help="auto (default), openvino or onnxruntime")
+    number = functools.partial(add, metavar="N", type=int)
+    number("--seq", help="tokens of a window (default: 128, or as many as the model has positions)")
+    number("--batch", help=f"windows of a batch (default: as many as make {BATCH_TOKENS} tokens)")
+    number("--streams", help="batches at once (default: one per core, as in Offline; SingleStream has 1)")
+    number("--threads", help="threads of each stream (default: an equal share of the cores)")
+    number("--ffn-group", default=32, help="FFN widths are multiples of this (default: %(default)s)")
+    number("--widths", default=48, help="FFN widths to time; others are interpolated (default: %(default)s)")
+    number("--rounds", default=15, help="least number of interleaved rounds (default: %(default)s)")
+    number("--seconds", type=float, default=30.0, help="least seconds of measuring (default: 30)")
     add("--quantize-also", nargs="*", default=[], choices=("attention", "residual"), help="as in train/distill.py")
     options = parser.parse_args()
     for name in ("seq", "batch", "streams", "threads", "ffn_group", "widths", "rounds"):
@@ -78,7 +83,7 @@ def main() -> None:
     print(f"milliseconds of a block, {load.batch} x {seq} tokens, {load.clock}, {backend.description}\n")
     print(text_table(["heads", "ms", "FFN units", "ms"], _blocks(table)), end="\n\n")
     print(text_table(["whole model", "predicted", "measured", "ratio"], [_check(check) for check in table.checks]))
-    print("\na factor that all ratios share does no harm: the search compares times of this table with each other")
+    print("\na factor common to all ratios is harmless: the search compares times of this table with each other only")
     print(f"\n{options.output}: for train/distill.py --latency-table")
 
 

@@ -10,6 +10,7 @@ again to continue an interrupted run.
 from __future__ import annotations
 
 import argparse
+import functools
 import shutil
 from pathlib import Path
 
@@ -18,22 +19,34 @@ from bertjax.programs import run
 
 
 def parse() -> argparse.Namespace:
+    """The flags as they are given."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--text-file", type=Path, required=True, help="plain text, or a SQuAD .json or .json.gz")
-    parser.add_argument("--with-questions", action="store_true", help="read a SQuAD file's questions with its contexts")
-    parser.add_argument("--output", type=Path, required=True, help="model directory to write")
-    parser.add_argument("--encoder", help="go on from this encoder: model directory or hub name")
-    parser.add_argument("--layers", type=int, default=4, help="without --encoder: number of layers (default: 4)")
-    parser.add_argument("--hidden", type=int, default=256, help="without --encoder: hidden size (default: 256)")
-    parser.add_argument("--heads", type=int, default=4, help="without --encoder: heads per layer (default: 4)")
-    parser.add_argument("--ffn", type=int, default=1024, help="without --encoder: FFN width (default: 1024)")
-    parser.add_argument("--vocab-size", type=int, default=8000, help="without --encoder: WordPieces (default: 8000)")
-    parser.add_argument("--max-seq", type=int, default=384, help="longest sequence in tokens (default: 384)")
-    parser.add_argument("--steps", type=int, default=10000, help="training steps (default: 10000)")
-    parser.add_argument("--batch-size", type=int, default=32, help="sequences per step (default: 32)")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="its peak (default: 1e-4)")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="of the activations")
-    parser.add_argument("--seed", type=int, default=0, help="seed of everything random (default: 0)")
+    add = parser.add_argument_group("inputs and output").add_argument
+    add("--text-file", type=Path, required=True, metavar="FILE", help="plain text, or a SQuAD .json or .json.gz")
+    add("--with-questions", action="store_true", help="read a SQuAD file's questions with its contexts")
+    add("--encoder", metavar="DIR", help="continue from this encoder: model directory or hub name")
+    add("--output", type=Path, required=True, metavar="DIR", help="model directory to write")
+    number = functools.partial(
+        parser.add_argument_group("shape, without --encoder").add_argument, metavar="N", type=int
+    )
+    number("--layers", default=4, help="number of layers (default: %(default)s)")
+    number("--hidden", default=256, help="hidden size (default: %(default)s)")
+    number("--heads", default=4, help="heads per layer (default: %(default)s)")
+    number("--ffn", default=1024, help="FFN width (default: %(default)s)")
+    number("--vocab-size", default=8000, help="WordPieces (default: %(default)s)")
+    training = parser.add_argument_group("training")
+    number = functools.partial(training.add_argument, metavar="N", type=int)
+    number("--max-seq", default=384, help="longest sequence in tokens (default: %(default)s)")
+    number("--steps", default=10000, help="training steps (default: %(default)s)")
+    number("--batch-size", default=32, help="sequences per step (default: %(default)s)")
+    number("--learning-rate", type=float, default=1e-4, help="peak learning rate (default: %(default)s)")
+    training.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        default="float32",
+        help="of the activations (default: float32)",
+    )
+    number("--seed", default=0, help="seed of everything random (default: %(default)s)")
     return parser.parse_args()
 
 

@@ -5,7 +5,7 @@
 Takes every flag of train/distill.py; without --preset or files it runs the embedded default, in runs/demo-sweep. Each
 student is a run directory of its own (runs/demo-sweep/4x) as train/distill.py leaves it. sweep.svg and sweep.json are
 written again after every student; at the end all students and the teacher are timed in turn. Run the same command
-again to continue an interrupted sweep, or one with more reductions to extend it.
+again to continue an interrupted sweep, or a command with more reductions to extend it.
 """
 
 from __future__ import annotations
@@ -24,20 +24,20 @@ REDUCTIONS = "1.5,2,3,4,5.6,8"
 
 
 def parse(arguments: list[str]) -> tuple[RunSettings, list[RunSettings]]:
-    """What the students share, and each one's settings."""
+    """The settings that the students share, and each one's own."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     add = parser.add_argument
-    add("--output", help="the sweep's folder (default: the preset's run directory with -sweep at its end)")
-    add("--flops-reduction", help=f"students by how many times fewer MACs they have (default: {REDUCTIONS})")
-    add("--latency-reduction", help="students by how many times faster --latency-table predicts them to be")
+    add("--output", metavar="DIR", help="the sweep's folder (default: the preset's run directory, ending in -sweep)")
+    add("--flops-reduction", metavar="N,N", help=f"one student for each factor of fewer MACs (default: {REDUCTIONS})")
+    add("--latency-reduction", metavar="N,N", help="one student for each factor of less time by --latency-table")
     settings, own = parse_run(parser, arguments, apart=("output", "flops_reduction", "latency_reduction"))
     for stage in settings.skip:
         if stage in ("prune", "calibrate", "evaluate"):
             raise UserError(f"--skip {stage}: a sweep compares the scores of pruned INT8 students")
     if settings.latency_table and "latency_reduction" not in own:
-        check_goal(settings)  # tells what is missing
+        check_goal(settings)  # raises the error for the missing one
     settings = dataclasses.replace(settings, output=own.get("output", f"{settings.output}-sweep"))
     base = dataclasses.replace(settings, latency_table=None)
     flops = own.get("flops_reduction", "" if "latency_reduction" in own else REDUCTIONS)
@@ -55,15 +55,12 @@ def _numbers(text: str, flag: str) -> list[float]:
     try:
         return sorted({float(part) for part in text.split(",")}) if text else []
     except ValueError:
-        raise UserError(f"{flag} {text}: numbers with commas between them are wanted, as in {REDUCTIONS}") from None
+        raise UserError(f"{flag} {text}: must be numbers with commas between them, as in {REDUCTIONS}") from None
 
 
 def main() -> None:
     base, wanted = parse(sys.argv[1:])
-    from bertjax.pipeline import (
-        sweep,
-        sweep_report,  # JAX is imported only once the flags are right
-    )
+    from bertjax.pipeline import sweep, sweep_report  # JAX is imported only once the flags are right
 
     folder = sweep.run_sweep(base, wanted, shlex.join(["python", *sys.argv]))
     print(f"\n{sweep_report.sweep_table(folder)}\n\n{sweep_report.advice(folder)}")

@@ -2,11 +2,11 @@
 
 The grid is ONNX QuantizeLinear's with zero point 0: `q = clip(round_half_even(x / s), low, 127)`.
 
-The input of a dense layer has one scale, or one for each feature. An integer product can't take the latter, so they are
-split into the step `max(s)` and a factor `f = s / max(s)` for each feature: `x W^T = (x / f) (W f)^T`, both sides of
-which have a grid with one step (per tensor, and per output channel of `W f`). That is SmoothQuant (Xiao et al. 2023)
-with the whole of the activations' spread moved into the weights, which bear it well: one grid for the activations
-would be as coarse as the widest feature wants it, and a few are ten times as wide as the others.
+The input of a dense layer has one scale, or one for each feature. An integer product cannot apply the latter, so they
+are split into the step `max(s)` and a factor `f = s / max(s)` for each feature: `x W^T = (x / f) (W f)^T`, and both
+sides have a grid with one step (per tensor, and per output channel of `W f`). That is SmoothQuant (Xiao et al. 2023)
+with the whole of the activations' spread moved into the weights, which lose little by it: a few features are ten times
+as wide as the others, and one grid for all activations would have to be coarse enough for those.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BERT with the masked-LM head (Devlin et al. 2019), and where its pre-training starts; names as in `bert`."""
+"""BERT with the masked-LM head (Devlin et al. 2019), and the models that pre-training starts from."""
 
 from __future__ import annotations
 
@@ -66,8 +66,8 @@ def fan_in_model(config: BertConfig, *, seed: int) -> Model:
     """A small masked LM with fresh parameters: embeddings of size 1, dense weights of 1 / sqrt(inputs).
 
     BERT's own 0.02 is made for a hidden size of 768 and long training. Adam moves every number by about the learning
-    rate in a step, so embeddings of 0.02 lose what tells tokens apart within some tens of steps at the rates that
-    small models want, and attention never finds equal tokens. The head's LayerNorm starts small, so that its
+    rate in a step, so at the rates of small models embeddings of 0.02 no longer tell tokens apart after some tens of
+    steps, and attention never finds equal tokens. The head's LayerNorm starts small, so that its
     logits over embeddings of size 1 start small.
     """
     params = {}

@@ -1,7 +1,7 @@
 """The model's matrix products, softmax and GELU with their gradients, summed in float32 whatever the inputs' dtype.
 
 On a CPU, XLA runs a bfloat16 product on the machine's matrix units (AMX) only if its inputs lie in memory in bfloat16,
-row by row, and its sums are asked for in float32. A product of bfloat16 into bfloat16, one whose operand is transposed
+row by row, and its result is float32. A product of bfloat16 into bfloat16, one whose operand is transposed
 on its way, or one that autodiff wrote with one float32 operand is computed in float32 instead, several times as slowly
 (jaxlib 0.10; `python benchmarks/train_step.py`). Hence the gradients written out here, and `_row_major`. In float32
 they are what autodiff would give.
@@ -125,6 +125,7 @@ def _batched(a: jax.Array, b: jax.Array) -> jax.Array:
 def _summed_in_float32(
     a: jax.Array, b: jax.Array, over_a: tuple[int, ...], over_b: tuple[int, ...], *, batch: tuple[int, ...] = ()
 ) -> jax.Array:
+    """The product of two arrays over these axes, float32 whatever their dtype."""
     return jax.lax.dot_general(a, b, ((over_a, over_b), (batch, batch)), preferred_element_type=jnp.float32)
 
 
@@ -133,10 +134,10 @@ def _transposed(x: jax.Array) -> jax.Array:
 
 
 def _row_major(x: jax.Array) -> jax.Array:
-    """An operand; if it is narrower than float32, in memory in its own dtype and order."""
+    """The same array; where it is narrower than float32, written to memory in its own dtype and order."""
     return x if x.dtype == jnp.float32 else _in_its_place(x)
 
 
 def _in_its_place(x: jax.Array) -> jax.Array:
-    """`x`, and XLA moves no transposition or cast across this."""
+    """The same array, behind a barrier that XLA moves no transposition or cast across."""
     return jax.lax.optimization_barrier(x.reshape(-1)).reshape(x.shape)

@@ -20,7 +20,9 @@ def write_scratch_inputs(settings: RunSettings, scratch: Scratch) -> RunSettings
     Returns:
       The settings with the files and the encoder filled in.
 
-    Raises as `pretrain`.
+    Raises:
+      UserError: the run directory cannot be written.
+      WorkFailed: the loss is no longer finite, or the disk is full.
     """
     folder = Path(settings.output)
     data, encoder = folder / "corpus", folder / "encoder"

@@ -37,7 +37,7 @@ def prune(run: Run) -> None:
             run.save("pruned", teacher)
         return
     if run.settings.pruning_rounds > 1:
-        with run.timed("pruned"):  # a goal out of reach is told before anything is trained on the way to it
+        with run.timed("pruned"):  # an error for a goal out of reach, before anything is trained
             make_plan(run, teacher)
     for index in range(1, run.settings.pruning_rounds):
         student = _pruning_round(run, index, teacher, student)
@@ -133,7 +133,7 @@ def run_costs(settings: RunSettings, teacher: BertConfig) -> Costs:
     table, name = read_table(Path(settings.latency_table)), f"--latency-table {settings.latency_table}"
     timed = table.about.get("quantize_also", [])
     if sorted(timed) != sorted(settings.quantize_also):
-        raise UserError(f"{name}: timed with {' '.join(timed) or 'nothing'} in --quantize-also; ask for the same here")
+        raise UserError(f"{name}: timed with --quantize-also {' '.join(timed) or '(empty)'}; give the same here")
     return table.costs(teacher, name)
 
 

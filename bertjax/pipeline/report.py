@@ -1,4 +1,4 @@
-"""What a run measured, as tables for the terminal and as one page with pictures."""
+"""The figures of a run, as tables for the terminal and as one page with pictures."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def _loadgen_rows(metrics: dict[str, Any]) -> list[list[str]]:
 
 
 def _ratios(served: dict[str, Any]) -> list[float | None]:
-    """How many times faster the student is: Offline, Server, SingleStream; empty unless both were served."""
+    """The student's speed relative to the teacher's: Offline, Server, SingleStream; empty unless both were served."""
     if "teacher" not in served or STUDENT not in served:
         return []
 
@@ -104,7 +104,9 @@ def _ratios(served: dict[str, Any]) -> list[float | None]:
 def write_report(run: Path) -> Path:
     """Write `report.html`, one page that needs no other file, and its first picture apart as `stages.svg`.
 
-    Errors as `files.write_file_aside`.
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
     """
     run = Path(run)
     metrics = read_metrics(run)

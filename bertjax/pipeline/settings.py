@@ -38,7 +38,7 @@ class Scratch:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class StageSettings:
-    """How long and how fast a stage trains."""
+    """The length and speed of a stage's training."""
 
     epochs: float
     batch_size: int
@@ -180,12 +180,12 @@ class RunSettings:
 
     @property
     def reduction(self) -> float:
-        """How many times fewer multiply-accumulates the student has, or how many times faster it is."""
+        """The factor of fewer multiply-accumulates, or of less time, that the student is pruned for."""
         return self.flops_reduction if self.latency_reduction is None else self.latency_reduction
 
     @property
     def windows(self) -> WindowSettings:
-        """How questions are cut into windows."""
+        """The lengths that questions are cut into windows by."""
         return _part(self, WindowSettings)
 
     @property
@@ -194,7 +194,7 @@ class RunSettings:
         return _part(self, DistillSettings)
 
     def stage(self, name: TrainedStage) -> StageSettings:
-        """How long and how fast a stage trains."""
+        """The length and speed of a stage's training."""
         if name == "teacher":
             return StageSettings(
                 epochs=self.teacher_epochs,

@@ -1,7 +1,7 @@
 """The whole chain: teacher -> prune -> distill -> calibrate -> quantization-aware distillation, each evaluated.
 
-Every stage reads a model directory and writes one. A stage whose directory is there is done; a stage that was
-interrupted goes on from its checkpoint in `work/`.
+Every stage reads a model directory and writes one. A stage whose directory is there is done; an interrupted stage
+continues from its checkpoint in `work/`.
 """
 
 from __future__ import annotations
@@ -51,13 +51,15 @@ def run_pipeline(settings: RunSettings, command: str) -> Run:
 
 
 def prepare_teacher(settings: RunSettings, command: str) -> Run:
-    """The run with its inputs and its teacher, scored; the stages of the student are not begun.
+    """The run with its inputs and its teacher, scored; the student's stages are not begun.
 
-    Raises as `run_pipeline`.
+    Raises:
+      UserError: wrong input, or the directory holds a run with other settings.
+      WorkFailed: the teacher's training failed.
     """
     check_goal(settings)
     if settings.latency_table:
-        read_table(Path(settings.latency_table))  # to be told before the teacher is trained
+        read_table(Path(settings.latency_table))  # an error in it is raised before the teacher is trained
     _claim(settings)
     if settings.scratch is not None:
         settings = write_scratch_inputs(settings, settings.scratch)
@@ -70,7 +72,7 @@ def prepare_teacher(settings: RunSettings, command: str) -> Run:
 
 
 def _claim(settings: RunSettings) -> None:
-    """Write `settings.json`, or see that the one there makes the same models: what is scored may change."""
+    """Write `settings.json`, or see that the one there makes the same models; stages may be scored or not."""
     folder, wanted = Path(settings.output), _as_json(settings)
     if recorded := rundir.read_settings(folder):
         found = _as_json(RunSettings()) | recorded  # a field that is newer than the run

@@ -3,7 +3,7 @@
 SWEEP/teacher/              fine-tuned and scored once
 SWEEP/work/                 importance and teacher outputs, computed once
 SWEEP/4x/, SWEEP/2x/, ...   run directories as `run_pipeline` leaves them; their teacher is hard-linked
-SWEEP/sweep.json, .svg      what they are worth, written again after every student
+SWEEP/sweep.json, .svg      the students' scores, costs and speeds, written again after every student
 """
 
 from __future__ import annotations
@@ -38,19 +38,21 @@ def run_sweep(base: RunSettings, wanted: Sequence[RunSettings], command: str) ->
     """Run or continue a sweep; returns its folder.
 
     Students are made in an order in which the first few already span the whole range. Those that the folder holds
-    from before are kept and told of as well. Speeds are measured at the end in one go, again whenever there are others
-    than last time.
+    from before are kept and reported as well. Speeds of all are measured together at the end, and again whenever the
+    students are others than last time.
 
     Args:
       base: what students share; its own reduction is not used. `output` is the sweep's folder.
-      wanted: the students' settings, which differ from `base` in what they ask for only.
+      wanted: the students' settings, which differ from `base` in their reductions only.
 
-    Raises as `run_pipeline`.
+    Raises:
+      UserError: wrong input, a reduction out of reach, or the folder holds runs with other settings.
+      WorkFailed: a stage failed.
     """
     folder = Path(base.output)
     teacher = stages.prepare_teacher(base, command)
     students = [_student_settings(teacher, one) for one in wanted]
-    for settings in students:  # a reduction that cannot be reached is told before any training
+    for settings in students:  # an error for a reduction out of reach, before any training
         _share_teacher(folder, settings)
         run = Run(settings, command)
         make_plan(run, run.load("teacher"))
@@ -69,7 +71,7 @@ def run_sweep(base: RunSettings, wanted: Sequence[RunSettings], command: str) ->
 
 
 def bisecting(items: list[Item]) -> list[Item]:
-    """The middle one first, then the middles of what lies to both sides, and so on: soon the whole range is seen."""
+    """The middle one first, then the middles of both sides, and so on: the first few already span the whole range."""
     order, parts = [], [items]
     while parts:
         parts = [part for part in parts if part]
@@ -134,7 +136,7 @@ def _measure_speeds(teacher: Run, models: dict[str, Path]) -> dict[str, Any]:
 
 
 def _write(folder: Path, command: str, speed: dict[str, Any]) -> None:
-    """Write `sweep.json` and its picture from what the finished students' records say."""
+    """Write `sweep.json` and its picture from the finished students' records."""
     shared = rundir.read_metrics(folder)
     students = sorted(map(_entry, _finished_students(folder)), key=lambda one: (one["goal"], one["reduction"]))
     about = {"command": command, "versions": machine.package_versions(), "machine": machine.describe()}

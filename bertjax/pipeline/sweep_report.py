@@ -1,4 +1,4 @@
-"""What a sweep found, as a table for the terminal and as one picture to choose a student by."""
+"""The figures of a sweep, as a table for the terminal and as one picture to choose a student by."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ def _row(name: str, figures: dict[str, Any], teacher: dict[str, Any], sweep: dic
 def advice(folder: Path) -> str:
     """One line: the fastest student that keeps to the gate, or the nearest to it."""
     sweep = read_sweep(folder)
-    wanted, rates = GATE * sweep["teacher"]["f1"], sweep["speed"]["samples_per_second"]
-    passing = [student for student in sweep["students"] if student["stages"]["int8"]["f1"] >= wanted]
+    least, rates = GATE * sweep["teacher"]["f1"], sweep["speed"]["samples_per_second"]
+    passing = [student for student in sweep["students"] if student["stages"]["int8"]["f1"] >= least]
     if passing:
         best = max(passing, key=lambda student: rates[student["name"]])
         what = f"fastest with {GATE:.0%} of the teacher's F1"

@@ -1,4 +1,4 @@
-"""What a student costs by its shape: a constant, and something for every block by how much of it is kept."""
+"""The cost of a student by its shape: a constant, and a cost for every block by the size that is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig, ffn_unit_macs, head_macs
 
-MAX_REDUCTION = 32.0  # what is left beyond it is a head or two per model: no student of that size answers anything
+MAX_REDUCTION = 32.0  # beyond it a head or two are left in the whole model, and such a student answers nothing
 
 Goal = Literal["flops", "latency"]
 
@@ -22,8 +22,8 @@ class Costs:
     Whole numbers (an integer dtype) are searched exactly, real ones on a fine grid.
     """
 
-    goal: Goal  # a run asks for it by --flops-reduction or --latency-reduction
-    rest: float  # what no pruning changes
+    goal: Goal  # --flops-reduction or --latency-reduction
+    rest: float  # of the parts that pruning does not change
     attention: np.ndarray  # [heads + 1]: of an attention block with 0, 1, 2, ... heads
     ffn: np.ndarray  # [units + 1]: of an FFN block with 0, 1, 2, ... units
 
@@ -52,9 +52,15 @@ def largest_blocks(config: BertConfig) -> tuple[int, int]:
 
 
 def check_reduction(reduction: float, flag: str) -> None:
-    """Raise UserError unless a student so much smaller can exist."""
+    """Refuse a reduction that no student can have.
+
+    Args:
+      flag: its flag, for the message.
+
+    Raises:
+      UserError: it is out of range.
+    """
     if not 1.0 <= reduction <= MAX_REDUCTION:
         raise UserError(
-            f"{flag} {reduction:g}: must lie between 1 and {MAX_REDUCTION:g};"
-            " with less than that left no student can answer"
+            f"{flag} {reduction:g}: must lie between 1 and {MAX_REDUCTION:g}; a smaller student answers nothing"
         )

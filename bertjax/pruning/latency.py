@@ -1,7 +1,7 @@
-"""Latency tables: what an engine takes for an attention block by its heads and for an FFN block by its width.
+"""Latency tables: an engine's time for an attention block by its heads and for an FFN block by its width.
 
-A table is made by `train/latency_table.py` from whole small models (`probe_shapes`) that an engine has run, so an
-engine's fusions are in it. It rests on blocks adding up: the table's own `checks` say how far that holds.
+`train/latency_table.py` makes a table from whole small models (`probe_shapes`) that an engine has run, so that the
+engine's fusions are in it. It assumes that the times of blocks add up; the table's `checks` show how well they do.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from bertjax.files import write_file_aside
 from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
 from bertjax.pruning.costs import Costs, largest_blocks
 
-LAYERS = 4  # of a probe: enough to stand out from what is not a block
-PROBE_VOCABULARY = 1000  # looking up a row takes about the same however many there are
+LAYERS = 4  # of a probe: enough for blocks to outweigh everything else
+PROBE_VOCABULARY = 1000  # the lookup of a row takes about the same time whatever the vocabulary's size
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class LatencyTable:
-    """Seconds of a batch, as measured; `attention` and `ffn` are in order of size and begin with a gone block, 0."""
+    """Measured seconds of a batch; `attention` and `ffn` are in order of size and begin with a gone block, 0."""
 
     about: dict[str, Any]  # backend, quantize_also, clock, batch, seq, streams, threads, versions, ...
     hidden_size: int
@@ -42,7 +42,7 @@ class LatencyTable:
         the 576.
 
         Args:
-          name: what an error calls this table.
+          name: the table's name in an error.
 
         Raises:
           UserError: the table is of another model.
@@ -52,7 +52,7 @@ class LatencyTable:
         timed += f" and {self.ffn[-1][0]} FFN units at most"
         same = (self.hidden_size, self.head_size) == (teacher.hidden_size, teacher.head_size)
         if not same or self.attention[-1][0] < heads or self.ffn[-1][0] < units:
-            raise UserError(f"{name}: it was timed for {timed}, which is not this teacher; time the teacher's own")
+            raise UserError(f"{name}: was timed for {timed}, which is not this teacher; time this teacher")
         return Costs(
             goal="latency",
             rest=self.rest,
@@ -70,7 +70,8 @@ def probe_shapes(config: BertConfig, quantization: Quantization, *, group: int, 
     """The models to time for `table_from`: without layers, with empty layers, then of single kinds of blocks.
 
     Args:
-      group: FFN widths are multiples of it; `widths` of them are timed, evenly spread, and the full one.
+      group: FFN widths are multiples of it.
+      widths: number of FFN widths to time, evenly spread, beside the full one.
     """
     heads, units = largest_blocks(config)
     groups = np.unique(np.linspace(1, units // group, min(widths, units // group)).round().astype(int))
@@ -105,7 +106,7 @@ def probe(config: BertConfig, quantization: Quantization, layers: Sequence[tuple
 
 
 def table_from(probes: Sequence[BertConfig], seconds: Sequence[float], about: dict[str, Any]) -> LatencyTable:
-    """The table that follows from `probe_shapes` and what each of them took.
+    """The table that follows from the seconds of each of `probe_shapes`.
 
     A layer of a probe has the block in question and an empty one, `LayerNorm(x + bias)`; an empty layer has two.
     """
@@ -130,7 +131,7 @@ def table_from(probes: Sequence[BertConfig], seconds: Sequence[float], about: di
 
 
 def with_checks(table: LatencyTable, shapes: Sequence[BertConfig], seconds: Sequence[float]) -> LatencyTable:
-    """The table with what it predicts of whole models beside what they took."""
+    """The table with its predictions for whole models beside their measured seconds."""
     checks = tuple(
         {
             "heads": [layer.heads for layer in shape.layers],
@@ -144,7 +145,12 @@ def with_checks(table: LatencyTable, shapes: Sequence[BertConfig], seconds: Sequ
 
 
 def write_table(path: Path, table: LatencyTable) -> None:
-    """Write as JSON; errors as `files.write_file_aside`."""
+    """Write as JSON.
+
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
+    """
     write_file_aside(Path(path), json.dumps(dataclasses.asdict(table), indent=1) + "\n")
 
 
@@ -152,7 +158,7 @@ def read_table(path: Path) -> LatencyTable:
     """Read a table.
 
     Raises:
-      UserError: no such file, or no table that holds together.
+      UserError: no such file, or its content is no latency table.
     """
     mend = "make one with python train/latency_table.py"
     try:
@@ -161,9 +167,9 @@ def read_table(path: Path) -> LatencyTable:
         raise UserError(f"--latency-table {path}: {error.strerror}; {mend}") from None
     except ValueError as error:
         raise UserError(f"--latency-table {path}: not valid JSON ({error}); {mend}") from None
-    wanted = {field.name for field in dataclasses.fields(LatencyTable)}
-    if not isinstance(raw, dict) or raw.keys() != wanted:
-        raise UserError(f"--latency-table {path}: no latency table, which has {', '.join(sorted(wanted))}; {mend}")
+    names = {field.name for field in dataclasses.fields(LatencyTable)}
+    if not isinstance(raw, dict) or raw.keys() != names:
+        raise UserError(f"--latency-table {path}: not a latency table, which has {', '.join(sorted(names))}; {mend}")
     for name in ("attention", "ffn"):
         raw[name] = _points(raw[name], f"--latency-table {path}: {name}", mend)
     sizes = [raw["rest"], raw["hidden_size"], raw["head_size"]]
@@ -180,5 +186,5 @@ def _points(found: Any, where: str, mend: str) -> tuple[tuple[int, float], ...]:
     sizes = points[:, 0]
     rises = len(points) > 1 and sizes[0] == 0 and (np.diff(sizes) > 0).all()
     if not rises or not np.isfinite(points).all() or (points < 0).any():
-        raise UserError(f"{where}: wanted are pairs of size and seconds, sizes rising from 0; {mend}")
+        raise UserError(f"{where}: must be pairs of size and seconds, sizes rising from 0; {mend}")
     return tuple((int(size), float(seconds)) for size, seconds in points)

@@ -1,12 +1,12 @@
-"""Repair without training: each cut block's output projection is fitted to what the teacher's whole block gave.
+"""Repair without training: each cut block's output projection is fitted to the output of the teacher's whole block.
 
-Blocks are taken in the order in which they run. A block of the student reads what the blocks before it, already
-repaired, give; its output projection `W, b` becomes the ridge solution of
+Blocks are taken in the order in which they run. A block of the student reads the output of the repaired blocks before
+it; its output projection `W, b` becomes the ridge solution of
 
     min ||h W^T + b - (t - x)||^2 + ridge ||W - W_cut||^2
 
 over the tokens of training windows, where `h` are the student's kept heads or FFN units, `x` its residual and `t` the
-teacher's sum at the same place, before LayerNorm. So errors of earlier blocks are made up for as well. Closed form;
+teacher's sum at the same place, before LayerNorm. So a block also corrects the errors of earlier ones. Closed form,
 after Kwon et al. 2022 ("A Fast Post-Training Pruning Framework for Transformers", section 4.3, which fits one factor
 for each unit) and Park et al. 2024 (K-prune, "Accurate Retraining-free Pruning for Pretrained Encoder-based Language
 Models", which fits whole projections).
@@ -39,7 +39,7 @@ def repair(teacher: Model, student: Model, dataset: Dataset, *, examples: int, s
 
     Args:
       student: cut out of `teacher`, same hidden size and number of layers.
-      dataset: `examples` windows of it are drawn at random and looked at.
+      dataset: `examples` of its windows, drawn at random, are used.
     """
     repaired = student
     batches = batching.filled_batches(
@@ -81,7 +81,7 @@ def fit(
     Args:
       gram: float64 [K + 1, K + 1], the sum of `h h^T`.
       moment: float64 [K + 1, D], the sum of `h target^T`.
-      cut: the weight [D, K] that the solution is drawn to, None where K is 0.
+      cut: the weight [D, K] that the ridge pulls the solution to, None where K is 0.
 
     Returns:
       weight [D, K] (None where K is 0) and bias [D], float64.
@@ -133,7 +133,12 @@ def _inner(layer: Layer, block: str, x: jax.Array, mask: jax.Array, index: int) 
 def _run_block(
     index: int, block: str, teacher: Model, student: Model, state: _State
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """The student's units [B, S, K], K 0 where gone; what they should add up to, [B, S, D]; the teacher's output."""
+    """One block of both models.
+
+    Returns:
+      The student's units [B, S, K] (K 0 where gone), the target of their projection and the teacher's output, both
+      [B, S, D].
+    """
     layer = _layer(teacher, index)
     inner = _inner(layer, block, state.teacher, state.mask, index)
     end = layer.attention.output if block == "attention" else layer.output

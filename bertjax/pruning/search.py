@@ -23,7 +23,7 @@ STEPS = 4096  # of a budget of real numbers, for each layer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to keep: for each layer the sorted indexes of heads and of FFN units. `loss` is the importance given up."""
+    """The heads and FFN units to keep, as sorted indexes for each layer. `loss` is the importance given up."""
 
     heads: tuple[np.ndarray, ...]
     ffn: tuple[np.ndarray, ...]
@@ -37,9 +37,9 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Choices:
-    """One layer's choices in order of cost, none of them both dearer and worse than another."""
+    """A layer's Pareto-optimal choices, cheapest first."""
 
-    heads: np.ndarray  # how many are kept
+    heads: np.ndarray  # number kept
     units: np.ndarray
     cost: np.ndarray
     loss: np.ndarray
@@ -60,7 +60,7 @@ def search(
     charged the Fisher information of its common gate where that is more than the sum over its members.
 
     Args:
-      tolerance: how far, relatively, the reached reduction may be from the wanted one.
+      tolerance: the largest relative difference of the reached reduction from `reduction`.
 
     Raises:
       UserError: the reduction is out of range, or no plan comes within `tolerance` of it.
@@ -103,7 +103,7 @@ def _layer_choices(config: BertConfig, importance: Importance, costs: Costs, lay
 
 
 def _loss_by_kept(scores: np.ndarray, group: int) -> tuple[np.ndarray, np.ndarray]:
-    """How many units the best 0, 1, 2, ... groups are, and the importance lost when only they are kept."""
+    """The number of units in the best 0, 1, 2, ... groups, and the importance lost if only they are kept."""
     kept = np.concatenate([[0.0], np.cumsum(np.sort(scores)[::-1])])
     counts = np.minimum(np.arange(0, -(-len(scores) // group) + 1) * group, len(scores))
     return counts, kept[-1] - kept[counts]
@@ -116,7 +116,7 @@ def _knapsack(choices: list[_Choices], budget: float) -> list[int] | None:
     costs, steps = _in_steps([options.cost for options in choices], budget)
     if steps < sum(cost[0] for cost in costs):
         return None
-    best = np.zeros(steps + 1)  # least loss of the layers so far, by what they may cost at most
+    best = np.zeros(steps + 1)  # least loss of the layers so far, by their budget in steps
     taken = np.zeros((len(choices), steps + 1), np.int32)
     for layer, options in enumerate(choices):
         found = np.full(steps + 1, np.inf)

@@ -23,7 +23,7 @@ from bertjax.training.losses import (
 from bertjax.training.settings import DistillSettings, TrainSettings
 from bertjax.training.teacher import Targets
 
-SCALE_RATE = 20.0  # how much faster than a weight the logarithm of a learned scale moves, see `distill`
+SCALE_RATE = 20.0  # the logarithm of a learned scale moves so many times faster than a weight, see `distill`
 
 
 def distill(
@@ -45,8 +45,9 @@ def distill(
     scales follow the weights (largest magnitude per channel); the returned scales are those of the final weights.
 
     Learned activation scales (LSQ, see `fakequant`) are trained as `recorded scale * exp(SCALE_RATE * x)`: they stay
-    positive, and move in proportion to their size. LSQ wants scales and weights to change at like relative rates. Adam
-    moves every number by about the learning rate, which against BERT's weights of about 0.05 is 20 times as much.
+    positive, and move in proportion to their size. LSQ needs scales and weights that change at like relative rates.
+    Adam moves every number by about the learning rate, which relative to BERT's weights of about 0.05 is 20 times as
+    much.
 
     Args:
       targets: the teacher's outputs for the batches of `data.train`.

@@ -11,7 +11,7 @@ import optax
 
 from bertjax.model.bert import MASKED, SpanOutput, mask_bias
 
-RELATION_SIZE = 32  # dimensions of a relation head, whatever the attention heads are
+RELATION_SIZE = 32  # dimensions of a relation head, independent of the attention heads
 
 
 def span_cross_entropy(output: SpanOutput, mask: jax.Array, starts: jax.Array, ends: jax.Array) -> jax.Array:
@@ -28,6 +28,7 @@ def span_cross_entropy(output: SpanOutput, mask: jax.Array, starts: jax.Array, e
 
 
 def masked_logits(logits: jax.Array, mask: jax.Array) -> jax.Array:
+    """Logits [B, S] that give padding no probability."""
     return jnp.where(mask > 0, logits, MASKED)
 
 
@@ -93,11 +94,11 @@ def least_ordered_sum(rows: Sequence[jax.Array]) -> jax.Array:
 
 
 def relation_divergence(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
-    """How differently two models relate a window's tokens to each other, float32 scalar.
+    """KL divergence between two models' relations of a window's tokens to each other, float32 scalar.
 
     The relation distillation of MiniLMv2 (Wang et al. 2021, "Multi-Head Self-Attention Relation Distillation for
     Compressing Pretrained Transformers", section 3.1): states are split into relation heads, relations are the softmax
-    of their scaled dot products, and the loss is the KL divergence from the teacher's to the student's, meaned over
+    of their scaled dot products, and the loss is the KL divergence from the teacher's to the student's, averaged over
     relation heads and tokens. The paper relates queries, keys and values; here it is the layer's outputs, because a
     pruned layer may have one attention head left or none, but its output always has the teacher's size.
 

@@ -30,7 +30,7 @@ from bertjax.training.data import StepBatch
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Teacher:
-    """A span-predicting model, and the layers whose outputs are asked for (1-based); none where logits are enough."""
+    """A span-predicting model, and the layers whose outputs are matched (1-based); none where logits are enough."""
 
     model: Model
     layers: tuple[int, ...]
@@ -99,17 +99,17 @@ class _Store:
     def __init__(self, folder: Path, lengths: np.ndarray, layers: int, size: int):
         self.lengths, self.begins = lengths, np.concatenate([[0], np.cumsum(lengths)])
         tokens, count = int(self.begins[-1]), len(lengths)
-        wanted: dict[str, tuple[tuple[int, ...], type]]
-        wanted = {"done": ((count,), np.uint8), "logits": ((2, tokens), np.float16)}
+        forms: dict[str, tuple[tuple[int, ...], type]]
+        forms = {"done": ((count,), np.uint8), "logits": ((2, tokens), np.float16)}
         if layers:
-            wanted["hidden"] = ((layers, tokens, size), np.float16)
+            forms["hidden"] = ((layers, tokens, size), np.float16)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             needed = tokens * 2 * (2 + layers * size)
             present = sum(file.stat().st_size for file in folder.glob("*.npy"))
             if shutil.disk_usage(folder).free + present < needed:
                 raise OSError(28, "No space left on device")
-            arrays = {name: _open(folder / f"{name}.npy", *form) for name, form in wanted.items()}
+            arrays = {name: _open(folder / f"{name}.npy", *form) for name, form in forms.items()}
         except OSError as error:
             raise disk_error(folder, error) from None
         self.done, self.logits, self.hidden = arrays["done"], arrays["logits"], arrays.get("hidden")

@@ -87,18 +87,18 @@ def test_a_table_is_read_as_it_was_written(tmp_path: Path):
     ("change", "told"),
     [
         ({"rest": 0.0}, "rest, hidden_size and head_size must be above 0"),
-        ({"ffn": [[0, 1.0], [64, 2.0], [32, 3.0]]}, "ffn: wanted are pairs"),
-        ({"attention": [[0, "fast"]]}, "attention: wanted are pairs"),
+        ({"ffn": [[0, 1.0], [64, 2.0], [32, 3.0]]}, "ffn: must be pairs"),
+        ({"attention": [[0, "fast"]]}, "attention: must be pairs"),
         ({"hidden_size": "32"}, "rest, hidden_size and head_size must be above 0"),
         ({"head_size": 0}, "rest, hidden_size and head_size must be above 0"),
         ({"about": "it"}, "rest, hidden_size and head_size must be above 0"),
-        ({"ffn": [[0, 1.0]]}, "ffn: wanted are pairs"),
-        ({"ffn": [[1, 1.0], [64, 2.0]]}, "ffn: wanted are pairs"),
-        ({"ffn": [[0, 1.0], [64, 2.0], [64, 3.0]]}, "ffn: wanted are pairs"),
-        ({"ffn": [[0, 1.0], [64, -2.0]]}, "ffn: wanted are pairs"),
-        ({"ffn": [[0, 1.0], [64, float("nan")]]}, "ffn: wanted are pairs"),
-        ({"attention": 3}, "attention: wanted are pairs"),
-        ({"speed": 1}, "no latency table"),
+        ({"ffn": [[0, 1.0]]}, "ffn: must be pairs"),
+        ({"ffn": [[1, 1.0], [64, 2.0]]}, "ffn: must be pairs"),
+        ({"ffn": [[0, 1.0], [64, 2.0], [64, 3.0]]}, "ffn: must be pairs"),
+        ({"ffn": [[0, 1.0], [64, -2.0]]}, "ffn: must be pairs"),
+        ({"ffn": [[0, 1.0], [64, float("nan")]]}, "ffn: must be pairs"),
+        ({"attention": 3}, "attention: must be pairs"),
+        ({"speed": 1}, "not a latency table"),
     ],
 )
 def test_a_broken_table_is_told_in_one_line(tmp_path: Path, change: dict, told: str):
@@ -149,5 +149,5 @@ def test_a_run_keeps_what_the_table_allows(tmp_path: Path):
     student = make_plan(Run(settings, ""), teacher).config(CONFIG)
     assert _seconds(CONFIG) / _seconds(student) == pytest.approx(2.0, rel=0.02)
     other = dataclasses.replace(settings, quantize_also=("residual",))
-    with pytest.raises(UserError, match="timed with nothing in --quantize-also"):
+    with pytest.raises(UserError, match="timed with --quantize-also \\(empty\\); give the same here"):
         make_plan(Run(other, ""), teacher)
