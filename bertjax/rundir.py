@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,7 @@ def _read(path: Path, mend: str) -> dict[str, Any]:
         raise UserError(f"{path}: not valid JSON ({error}); {mend}") from None
 
 
-def made_stages(metrics: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def made_stages(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     """The figures of the stages that a run made, without those left out, whose model is that of the stage before.
 
     Args:
