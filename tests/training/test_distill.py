@@ -9,10 +9,8 @@ from types import SimpleNamespace
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from bertjax.data.batching import batch_maker, plan_epoch, plan_inference
+from bertjax.data.batching import batch_maker
 from bertjax.data.dataset import from_examples
 from bertjax.data.metrics import Score
 from bertjax.data.squad import Answer, Example
@@ -227,25 +225,3 @@ def test_the_distilled_layers_end_each_third():
     assert distilled_layers(24) == (8, 16, 24)
     assert distilled_layers(4) == (1, 3, 4)
     assert distilled_layers(1) == (1,)
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    lengths=st.lists(st.integers(3, 384), min_size=1, max_size=200), batch=st.integers(1, 16), seed=st.integers(0, 99)
-)
-def test_an_epoch_holds_every_window_in_batches_of_one_size(lengths: list[int], batch: int, seed: int):
-    lengths = np.array(lengths)
-    plans = plan_epoch(lengths, batch_size=batch, multiple=32, longest=384, seed=seed, epoch=0)
-    assert {len(plan.rows) for plan in plans} == {batch}
-    assert set(np.concatenate([plan.rows for plan in plans])) == set(range(len(lengths)))
-    assert all(lengths[plan.rows].max() <= plan.length <= 384 for plan in plans)
-
-
-@settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(3, 384), min_size=1, max_size=200), tokens=st.integers(64, 4096))
-def test_inference_batches_hold_every_window_once(lengths: list[int], tokens: int):
-    lengths = np.array(lengths)
-    plans = plan_inference(lengths, tokens=tokens, multiple=16, longest=384)
-    assert sorted(np.concatenate([plan.rows for plan in plans])) == list(range(len(lengths)))
-    assert all(lengths[plan.rows].max() <= plan.length for plan in plans)
-    assert all(len(plan.rows) == 1 or len(plan.rows) * plan.length <= tokens for plan in plans)
