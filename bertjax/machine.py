@@ -71,7 +71,7 @@ def describe() -> dict[str, Any]:
 
 
 def sockets() -> int | None:
-    """How many processors the machine has; None where the system does not tell."""
+    """Number of the machine's processors; None where the system does not tell."""
     return len(_cpuinfo().get("physical id", set())) or None
 
 
@@ -178,7 +178,7 @@ def multiplies_signed() -> bool:
 
 @functools.cache
 def cores() -> int:
-    """How many cores this process can keep busy: those it may run on, or fewer where its cgroup has a quota of time.
+    """Number of cores this process can keep busy: those it may run on, or fewer where its cgroup has a quota of time.
 
     A part of a core counts for none: more threads than the quota has time for are stopped together for the rest of each
     period, and a query waits as long.

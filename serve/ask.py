@@ -27,7 +27,7 @@ def main() -> None:
     add("--text", type=Path, help="UTF-8 text file (default: standard input with --question, else an example)")
     add("--question", help="answer this one and end (default: ask at a prompt, or read one a line from a pipe)")
     add("--backend", default="auto", help="auto (default), openvino, onnxruntime, tensorrt or jax")
-    add("--web", action="store_true", help="serve a page in place of the terminal")
+    add("--web", action="store_true", help="serve a page instead of the terminal")
     add("--host", default="127.0.0.1", help="address that --web listens on (default: 127.0.0.1, this machine only)")
     add("--port", type=int, default=8000, help="port of --web (default: 8000; 0: any free one)")
     options = parser.parse_args()

@@ -31,9 +31,9 @@ def main() -> None:
     run = options.run or newest_student().parent
     student, teacher = run / rundir.STUDENT, run / "teacher"
     logs = new_log_root(run.resolve().name)
-    wanted = [(student, "Offline", "AccuracyOnly")]
-    wanted += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
-    for model, scenario, mode in wanted:
+    sessions = [(student, "Offline", "AccuracyOnly")]
+    sessions += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
+    for model, scenario, mode in sessions:
         settings = session.SessionSettings(
             model=model,
             data=rundir.default_data(model),

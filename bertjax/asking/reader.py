@@ -1,4 +1,4 @@
-"""A model that is ready to answer a question about a text, with the way from the text to the answer."""
+"""A model that is ready to answer questions about a text: tokenization, inference, the best span."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ EXAMPLE = Example(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Reply:
-    """What a model answers, from where, how sure it is, and how long that took.
+    """An answer with its place in the text, its score and its milliseconds.
 
     `score` is a probability over the candidate spans (`answers.candidate_spans`) of all windows: the softmax of their
     logit sums. It tells the answer from the other spans; whether the text holds an answer at all, the model never says.

@@ -124,7 +124,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         elif path in self.server.files:
             self._send(HTTPStatus.OK, *self.server.files[path])
         elif path == "/ask":
-            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED, "/ask wants POST")
+            self.send_error(HTTPStatus.METHOD_NOT_ALLOWED, "/ask takes POST only")
         else:
             self.send_error(HTTPStatus.NOT_FOUND, f"{path}: no such page")
 
@@ -146,7 +146,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._send_json(HTTPStatus.OK, {"replies": [dataclasses.asdict(reply) for reply in replies]})
 
     def _read_question(self) -> tuple[str, str]:
-        """The body's text and question. Raises _Refused, after which what is left of the body is not to be read."""
+        """The body's text and question.
+
+        Raises:
+          _Refused: the request is no question; the rest of its body must not be read.
+        """
         if self.path != "/ask":
             raise _Refused(HTTPStatus.NOT_FOUND, f"{self.path}: only /ask takes POST")
         # A page of another site can send forms here, but JSON only if this server allowed it to.
@@ -197,7 +201,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 def serve(readers: Sequence[Reader], example: Example, *, host: str, port: int) -> None:
-    """Serve the page until Ctrl-C, and tell its address; arguments and errors as `AskServer`."""
+    """Serve the page until Ctrl-C, and tell its address; arguments as `AskServer`.
+
+    Raises:
+      UserError: the host or the port cannot be had.
+    """
     with AskServer(readers, example, host=host, port=port) as server:
         for reader in readers:
             print(f"{reader.name}: {reader.description}")

@@ -31,7 +31,11 @@ def read_text(path: Path) -> str:
 
 
 def decode(content: bytes, where: str) -> str:
-    """Raises UserError, which names `where`, if the content is not UTF-8."""
+    """Text of bytes in UTF-8, with or without a byte order mark.
+
+    Raises:
+      UserError: they are not UTF-8; it names `where`.
+    """
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -70,7 +74,7 @@ def converse(reader: Reader, text: str) -> None:
 
 
 def format_example(example: Example) -> str:
-    """What is shown where a person gave no text."""
+    """An introduction for a person who gave no text."""
     text = textwrap.fill(example.context, width=100)
     return f"No --text FILE was given; here is a text to try:\n\n{text}\n\nFor example: {example.question}"
 

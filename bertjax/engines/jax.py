@@ -1,4 +1,4 @@
-"""The model itself, in JAX, on whatever device JAX finds. Only this file and `jax_int8` in this package import JAX."""
+"""The model itself, in JAX, on whatever device JAX finds. The only module of this room that imports JAX."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class JaxBackend(Backend):
         """Load a model directory and compile every shape that windows of up to `longest` tokens need.
 
         The dense layers of a quantized model multiply integers. What it leaves in float runs in bfloat16 on a GPU or
-        TPU, whose matrix units take it; on a CPU the casts saved nothing for sure, and FP32 is exact.
+        TPU, whose matrix units take it; on a CPU the casts save nothing, and FP32 is exact.
 
         Raises:
           UserError: JAX is missing, or the directory is no complete model.

@@ -1,4 +1,4 @@
-"""Which kernel every dense layer of the encoder runs on, read from what a CPU engine made of the graph.
+"""The kernel of every dense layer of the encoder, read from the graph as a CPU engine has optimized it.
 
 Explicit Q/DQ only asks for INT8: an engine that does not recognise the pattern, or lacks the kernel for this CPU,
 computes the same numbers in float and says nothing. `bertjax.tensorrt.account` is the same check for TensorRT.
@@ -23,7 +23,7 @@ from bertjax.onnx.emit import dense_scopes
 class CpuEngine(Backend, Protocol):
     """A backend that tells which kernels it runs: those of `backend.CPU_ENGINES`."""
 
-    integer_kernels: re.Pattern[str]  # the names, in the engine's own words, of its integer matrix products
+    integer_kernels: re.Pattern[str]  # the engine's own names of its integer matrix products
 
     def node_kernels(self) -> dict[str, str]:
         """The kernel of every matrix product by the ONNX nodes that it stands for; after a first batch."""
@@ -32,7 +32,7 @@ class CpuEngine(Backend, Protocol):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class DenseKernel:
-    """How one dense layer of the encoder runs."""
+    """The kernel of one dense layer of the encoder."""
 
     name: str  # "layer3/ffn/out"
     kernel: str  # the engine's own word: "brgemm_avx512_I8", "MatMulIntegerToFloat"; "not found" where it names none

@@ -27,20 +27,20 @@ from bertjax.onnx.dense import with_signed_activations
 
 
 def takes_signed(config: BertConfig) -> bool:
-    """Whether a model's INT8 activations are turned to signed ones for OpenVINO here, because that is faster.
+    """Whether a model's INT8 activations become signed for OpenVINO here, because that is faster.
 
-    Kernels of unsigned ones have to take the zero point out again after every product, and OpenVINO's fused attention
-    does not take them at all. Signed ones want one more step before every product on a CPU that has VNNI alone.
-    `docs/cpu.md` has what that comes to. ONNX Runtime's fast kernels always want them unsigned.
+    Kernels of unsigned ones have to subtract the zero point after every product, and OpenVINO's fused attention does
+    not take them at all. Signed ones need one more step before every product on a CPU that has VNNI alone.
+    `docs/cpu.md` has the measurements. ONNX Runtime's fast kernels need them unsigned.
     """
     return config.quantization is not None and (config.quantization.attention or machine.multiplies_signed())
 
 
 def read_served(core: Any, graph: Path, config: BertConfig) -> Any:
-    """The ONNX file as OpenVINO is to have it.
+    """Read the ONNX file in the form that OpenVINO runs fastest.
 
-    From a file also where it is changed: of a graph that comes as bytes OpenVINO drops the inputs that nothing reads,
-    as `attention_mask` of a model without attention.
+    A changed graph is written to a file too: from a graph that comes as bytes OpenVINO drops the inputs that nothing
+    reads, as `attention_mask` of a model without attention.
     """
     if not takes_signed(config):
         return core.read_model(str(graph))
@@ -207,7 +207,7 @@ class OpenVINOBackend(Backend):
 
 
 def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, Any]) -> str:
-    """What a compiled model hangs on.
+    """Key of the compile cache: graph, OpenVINO version, arithmetic and CPU.
 
     OpenVINO's own key knows a file by its path, size and time of change in seconds, and leaves out
     LP_TRANSFORMS_MODE: it would serve old weights, or INT8 kernels where they are switched off.
@@ -219,9 +219,9 @@ def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, Any])
 
 
 def _cache_folder(graph: Path, key: str) -> Path | None:
-    """The folder for a compiled model, `<graph>.openvino/<key>`, in place of those of other keys.
+    """The folder for a compiled model, `<graph>.openvino/<key>`; those of other keys are removed.
 
-    None where it is not there and cannot be made: then the graph is compiled every time.
+    None where it can neither be found nor made: then the graph is compiled every time.
     """
     folder = graph.with_name(f"{graph.name}.openvino") / key
     if not folder.is_dir():

@@ -1,4 +1,4 @@
-"""The query sample library: a SQuAD file as windows, and the arrays that LoadGen has asked to be in memory."""
+"""The query sample library: a SQuAD file as windows, and the loaded ones as arrays to cut batches from."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from bertjax.errors import UserError
 from bertjax.modeldir.config import INPUTS, BertConfig
 
 LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
-# In Server, where batches take any number of rows: half as many shapes, each of which OpenVINO compiles a model for,
-# for about 1 % of the rate.
+# In Server, where batches have any number of rows: half as many shapes to compile models for, at about 1 % of the rate.
 SERVER_MULTIPLE = 16
 # In SingleStream where each length has a compiled model of its own, whose kernels, weights and buffers have left the
 # caches when its turn comes again: few lengths are worth some padding (benchmarks/backends.py --pad-to).
@@ -55,7 +54,11 @@ def fitting_tokenizer(directory: Path, settings: WindowSettings) -> Tokenizer:
 
 
 def open_library(path: Path, directory: Path, settings: WindowSettings) -> tuple[Dataset, SampleLibrary]:
-    """`read_dataset` and the library of its windows, none of which is loaded yet; raises as that."""
+    """`read_dataset` and the library of its windows, none of which is loaded yet.
+
+    Raises:
+      UserError: the file or the tokenizer is wrong, or windows are longer than the model's positions.
+    """
     dataset = read_dataset(path, directory, settings)
     return dataset, SampleLibrary(dataset, BertConfig.from_json(Path(directory) / "config.json").pad_token_id)
 
@@ -72,7 +75,7 @@ class SampleLibrary:
         self._arrays: dict[str, np.ndarray] = {}
 
     def load(self, indices: Sequence[int]) -> None:
-        """Bring windows into memory, in place of those loaded before."""
+        """Bring windows into memory; those loaded before are forgotten."""
         arrays = collate(self._windows, indices, self.longest, self._pad_id)
         self._arrays = {name: arrays[name].astype(np.int64) for name in INPUTS}  # as backends take them
         self._rows = [-1] * len(self._rows)

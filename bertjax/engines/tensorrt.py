@@ -54,7 +54,7 @@ class TensorRTBackend(Backend):
         """Deserialize `model.engine` and open its streams.
 
         Args:
-          streams: wanted ones; MOST_STREAMS at most are opened.
+          streams: at most MOST_STREAMS are opened.
 
         Raises:
           UserError: there is no engine, no GPU or no library; or the engine is of other weights, of another version
@@ -220,14 +220,14 @@ def _library_of(path: Path) -> Any:
       UserError: there is no such engine or library, or no such GPU.
     """
     record = read_record(path, source_sha256=source_digest(path.parent))
-    name, version, wanted = record["library"], record["library_version"], record["compute_capability"]
+    name, version, capability = record["library"], record["library_version"], record["compute_capability"]
     again = f"build it here with: python export/to_trt.py --model {path.parent}"
     gpu = find_gpu()
     if gpu is None:
         raise UserError("--backend tensorrt: no NVIDIA GPU here; choose openvino or onnxruntime")
-    if gpu.compute_capability != wanted:
+    if gpu.compute_capability != capability:
         raise UserError(
-            f"{path}: built for compute capability {wanted}, {gpu.name} here has {gpu.compute_capability}; {again}"
+            f"{path}: built for compute capability {capability}, {gpu.name} here has {gpu.compute_capability}; {again}"
         )
     trt = require(name, "tensorrt", LIBRARIES[name])
     if trt.__version__ != version:

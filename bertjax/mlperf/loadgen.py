@@ -1,8 +1,8 @@
 """MLPerf LoadGen's own test, run over a system under test.
 
 LoadGen is C++ with one global state: it reads a configuration once in the life of a process (a second reading is an
-error and leaves out mlperf.conf), and no test of it can be ended early. So one process holds one session, and whoever
-wants it ended ends the process: see `session_process`.
+error and leaves out mlperf.conf), and no test of it can be ended early. So one process holds one session, and a
+session is ended by ending its process: see `session_process`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run's result for people: text in the form of LoadGen's own summary, and pictures as SVG beside its logs."""
+"""A result for people: text in the form of LoadGen's own summary, and pictures as SVG beside its logs."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _RULE = "=" * 48
 
 
 def format_result(result: Result) -> str:
-    """The lines that a person reads after a run."""
+    """The text that a person reads after a session."""
     lines = [
         _RULE,
         "MLPerf Results Summary",
@@ -53,7 +53,7 @@ def format_result(result: Result) -> str:
 def _performance(result: Result, found: Performance) -> list[str]:
     lines = []
     if result.mode == "FindPeakPerformance":
-        rate = "none: already the first rate is too high" if result.target_qps is None else f"{result.target_qps:.2f}"
+        rate = "none: even the first rate is too high" if result.target_qps is None else f"{result.target_qps:.2f}"
         lines.append(f"Highest rate that LoadGen found : {rate}")
     if result.scenario == "Offline":
         lines.append(f"Samples per second: {found.samples_per_second:.2f}")
@@ -94,9 +94,9 @@ def format_probe(probe: Probe, offline: float) -> str:
 
 
 def draw_run(result: Result, timing: Timing) -> Path:
-    """Draw how latencies are spread, and how the run went over its time; returns the file, beside LoadGen's logs.
+    """Draw the spread of latencies and the course of the run; returns the file, beside LoadGen's logs.
 
-    Offline has one query, whose latency is the run: of it the rate over time is drawn.
+    Offline has one query, whose latency is the whole run, so only its rate over time is drawn.
 
     Raises:
       UserError, WorkFailed: the file cannot be written.
@@ -117,7 +117,11 @@ def draw_run(result: Result, timing: Timing) -> Path:
 
 
 def draw_peak(folder: Path, probes: Sequence[Probe], bound_seconds: float, offline: float) -> Path:
-    """Draw the p99 of Server runs against their rate; errors as `draw_run`."""
+    """Draw the p99 of Server runs against their rate; returns the file.
+
+    Raises:
+      UserError, WorkFailed: the file cannot be written.
+    """
     figure, (axis,) = panels(1, width=7.2, height=3.8)
     for confirming, marker in ((False, "o"), (True, "D")):
         for valid, colour in ((True, _BLUE), (False, _RED)):

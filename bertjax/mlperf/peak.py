@@ -1,6 +1,6 @@
 """The highest rate at which Server is VALID, found by bisection over separate LoadGen runs.
 
-LoadGen's own FindPeakPerformance doubles the rate until the bound is missed and bisects from there, all in one process
+LoadGen's own FindPeakPerformance doubles the rate until the bound is missed, and bisects from there, all in one process
 and without its early-stopping rule: the rate that it finds may be called INVALID by the same log. Here each probe has
 a process of its own, and what was found is confirmed by a run of full length, judged as a submission's would be.
 """
@@ -93,7 +93,8 @@ def server_peak(settings: SessionSettings, on_probe: Callable[[Probe, float], No
       on_probe: told of each run, and of Offline's samples per second.
 
     Raises:
-      UserError, WorkFailed: as `session.run` and `find_peak`.
+      UserError: a setting or a file is wrong, or the backend cannot run here.
+      WorkFailed: a run failed, or no rate was confirmed.
     """
     conf = read_user_conf(settings.user_conf, "Server") if settings.user_conf else {}
     bound = server_bound_seconds(conf)

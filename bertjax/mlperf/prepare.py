@@ -1,4 +1,4 @@
-"""What comes before LoadGen's test: the backend and its layout, the shapes met, the queue, and how much to issue."""
+"""Preparation of LoadGen's test: the backend and its layout, its shapes, the queue, and how much to issue."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MARGIN = 1.25  # more is planned than was measured, so that a test does not end 
 OFFLINE_MARGIN = 1.1  # Offline is one query, as long as planned, and LoadGen plans a tenth more itself
 
 # Batches that are tried, as shares of the backend's own number of tokens. Under a latency bound none larger, and on a
-# slow machine smaller ones: whoever waits behind a batch waits as long as it takes.
+# slow machine smaller ones: a query behind a batch waits as long as that takes.
 BATCH_SHARES = {"Offline": (1.0, 0.5, 2.0), "Server": (1.0, 0.5, 0.25)}
 BOUND_SHARE = 1 / 3  # of Server's latency bound: no longer batches are chosen (benchmarks/server_queue.py)
 
@@ -101,7 +101,7 @@ def make_queue(scenario: str, backend: Backend, library: SampleLibrary, tokens: 
 def plan_test(
     settings: SessionSettings, confs: Confs, backend: Backend, library: SampleLibrary, tokens: int
 ) -> TestPlan:
-    """Meet the shapes that will come, and measure what neither the settings nor the user.conf say of the test."""
+    """Meet the shapes that will come, and measure the rate or latency that neither settings nor user.conf give."""
     given = confs.user
     duration, qps, latency = settings.duration_seconds, settings.target_qps, None
     if duration is None and "min_duration" not in given:

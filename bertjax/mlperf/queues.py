@@ -1,4 +1,4 @@
-"""How issued samples become batches: planned at once, or as they arrive, cut into the cheapest ones."""
+"""Queues that make batches of issued samples: planned at once, or cut into the cheapest ones as samples arrive."""
 
 from __future__ import annotations
 

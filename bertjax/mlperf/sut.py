@@ -23,7 +23,7 @@ Complete = Callable[[Sequence[int], np.ndarray, Sequence[int]], None]
 class SystemUnderTest:
     """Runs samples in the issuing thread, or through a queue in one worker thread per stream of the backend.
 
-    After a failure nothing is answered any more, so LoadGen would wait for ever: whoever runs it watches `failure`.
+    After a failure nothing is answered any more, so LoadGen would wait for ever: its caller watches `failure`.
     """
 
     def __init__(

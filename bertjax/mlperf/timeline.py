@@ -1,4 +1,4 @@
-"""When samples came and when they were answered: what LoadGen's logs do not tell without its slow tracing."""
+"""The moments at which samples came and were answered, which LoadGen's logs tell only with its slow tracing."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Timeline:
         self.begin()
 
     def begin(self) -> None:
-        """Forget what was: a new phase of a run begins."""
+        """Forget everything: a new phase of a test begins."""
         # Of queries: when, how many samples, and their ids. Of batches the same.
         self._issued, self._sizes, self._ids = array.array("d"), array.array("q"), array.array("q")
         self._answered, self._answered_sizes, self._answered_ids = array.array("d"), array.array("q"), array.array("q")
@@ -58,7 +58,7 @@ class Timeline:
             self._answered_ids.extend(ids)
 
     def timing(self) -> Timing | None:
-        """What was noted, once every sample is answered; None where nothing was issued."""
+        """The run's timing, once every sample is answered; None where nothing was issued."""
         if not self._issued:
             return None
         issued, sizes = np.array(self._issued), np.array(self._sizes)

@@ -1,1 +1,1 @@
-"""How fast engines are, and how work is shared out by it."""
+"""Engines measured: their speed, the cost of a batch, and the layout of work that follows."""

@@ -1,4 +1,4 @@
-"""Comparing speeds: everything runs in turn, in many rounds, so that a machine that slows down does so for all."""
+"""Comparisons of speed: all run in turn, in many rounds, so that a machine that slows down does so for all."""
 
 from __future__ import annotations
 
@@ -125,9 +125,10 @@ def draw_windows(lengths: np.ndarray, *, count: int, tokens: int) -> np.ndarray:
 
 
 def interleaved(runs: Sequence[Callable[[], float]], *, rounds: int, seconds: float = 0.0) -> np.ndarray:
-    """What each run took in each round, [rounds, runs]; a round does every run once, in random order.
+    """Seconds of each run in each round, float64 [rounds, runs]; a round does every run once, in random order.
 
-    A first round, which is not counted, warms up. Before each run the one before has `measure.REST` to come to rest.
+    A first round, which is not counted, warms up. Before each run the one before gets `measure.REST` seconds to come to
+    rest.
 
     Args:
       rounds: how many at least; further ones follow until `seconds` are over.

@@ -1,4 +1,4 @@
-"""What a batch costs, fitted to measurements."""
+"""The cost of a batch, fitted to measurements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BATCH_ROWS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 24, 32, 48, 64)
 
 
 def batch_cost(backend: Backend, library: SampleLibrary, *, tokens: int, multiple: int) -> BatchCost:
-    """What batches of up to `tokens` padded tokens take, fitted to a dozen shapes, each the median of ROUNDS.
+    """The cost of batches of up to `tokens` padded tokens, fitted to a dozen shapes, each the median of ROUNDS.
 
     Lengths are those of the library, padded to `multiple`. All streams run the same shape at once, as they are all busy
     when it matters.
@@ -59,8 +59,8 @@ def _seconds(backend: Backend, batch: tuple[np.ndarray, ...]) -> float:
 class BatchCost:
     """Seconds of a batch of `rows` samples, each padded to `length` tokens, on one stream while all of them are busy.
 
-    `batch + rows * (token * length + pair * length ** 2)`: what a call costs however small it is, what the dense
-    layers cost a token, and what attention costs a pair of tokens.
+    `batch + rows * (token * length + pair * length ** 2)`: a call's own cost, the dense layers' cost of a token, and
+    attention's cost of a pair of tokens.
     """
 
     batch: float

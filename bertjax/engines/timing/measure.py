@@ -1,4 +1,4 @@
-"""A quick look at a backend's speed before a run: how to share out the cores, and how much LoadGen is to issue."""
+"""A backend's speed, measured in about a second: for the layout of its work, and for how much LoadGen is to issue."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REST = 0.1
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Pass:
-    """What all streams together did in some time."""
+    """The rate of all streams together."""
 
     samples_per_second: float
     tokens_per_second: float  # padded ones

@@ -1,4 +1,4 @@
-"""How long models of given shapes take on an engine, with random weights: time does not depend on what they hold.
+"""Time of models of given shapes on an engine, with random weights: it does not depend on their values.
 
 Streams of one thread are timed by the processor time that they take: whatever else the machine does hardly changes it,
 where by the clock a batch that is interrupted once takes twice as long. Several threads wait for each other, often
@@ -49,7 +49,7 @@ class Workload:
 
     @property
     def clock(self) -> str:
-        """What a batch is timed by."""
+        """The clock that times a batch."""
         return "processor time" if self.threads == 1 else "wall time"
 
 
@@ -81,7 +81,7 @@ def time_shapes(
 def timer(
     pool: concurrent.futures.Executor, load: Workload, model: Backend, feed: tuple[np.ndarray, ...]
 ) -> Callable[[], float]:
-    """What gives the seconds of one of `load`'s batches, on all streams, by `load.clock`.
+    """A function that runs `load`'s batches on all streams and gives the seconds of one, by `load.clock`.
 
     Args:
       feed: input_ids, attention_mask and token_type_ids, int64 [batch, seq].

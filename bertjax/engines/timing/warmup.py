@@ -1,4 +1,4 @@
-"""Shapes met, and compiled for themselves, before a run."""
+"""Shapes met, and compiled for themselves, before LoadGen's test."""
 
 from __future__ import annotations
 

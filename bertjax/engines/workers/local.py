@@ -29,7 +29,7 @@ def open_local(open_with: Callable[..., Backend], count: int, *, streams: int, t
     """A pool of processes that share out the cores of this one.
 
     Args:
-      open_with: what each of them calls with its `streams` and `threads`; pickled, so a function of a module, or a
+      open_with: each worker calls it with its `streams` and `threads`; it is pickled, so a function of a module, or a
         partial of one.
       streams: of all workers together; each has as many as the others, and at least one.
 
@@ -122,7 +122,7 @@ class LocalWorker:
 
     @contextlib.contextmanager
     def _ending_told(self) -> Iterator[None]:
-        """Raise WorkerLost in place of what a pipe raises whose other end is gone."""
+        """Turn the errors of a pipe whose other end is gone into WorkerLost."""
         try:
             yield
         except (EOFError, OSError):
@@ -133,7 +133,7 @@ class LocalWorker:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Task:
-    """What a worker is started with; pipes and exchanges as file descriptors, those of the lanes in their order."""
+    """A worker's start: pipes and exchanges as file descriptors, those of the lanes in their order."""
 
     open_with: Callable[..., Backend]
     streams: int

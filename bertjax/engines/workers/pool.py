@@ -121,7 +121,7 @@ class WorkerPool(Backend):
     """Workers as one backend, with what each of them can. See `backend.Backend`.
 
     A call that loses its worker is sent to another one, and a new worker takes the lost one's place in the background;
-    so whoever calls gets one answer, however many workers began on it.
+    so the caller gets one answer, however many workers began on it.
     """
 
     def __init__(self, start: Callable[[int], Worker], count: int):
@@ -239,7 +239,7 @@ class WorkerPool(Backend):
                 self._change.notify()
 
     def _replace(self, number: int, lost: Worker, error: WorkerLost) -> None:
-        """Start a new worker in place of a lost one, in the background; every lane of that may come and say so."""
+        """Start a new worker in place of a lost one, in the background; each of its lanes may report the loss."""
         with self._lock:
             if self._closed or number not in self._members or self._members[number].worker is not lost:
                 return

@@ -1,4 +1,4 @@
-"""Processes that serve for this one, and end with it."""
+"""Processes that work for this one, and end with it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen[
     """Start `python -m MODULE FD ...`, with `content` pickled on its stdin and these file descriptors open.
 
     It does not have the allocator that `programs.run` sets for training, with whose one arena Server was slower, but
-    HUGE_PAGES; whoever sets GLIBC_TUNABLES decides for himself. It has a session of its own: Ctrl-C reaches only this
+    HUGE_PAGES; GLIBC_TUNABLES in the environment overrides both. It has a session of its own: Ctrl-C reaches only this
     process, which then ends the other one. Its stdin stays open, so that its end tells the other one that this process
     has gone; see `end_with_parent`.
     """
@@ -31,7 +31,7 @@ def start(module: str, content: object, fds: Sequence[int]) -> subprocess.Popen[
         env=os.environ | tunables | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
     )
     try:
-        with contextlib.suppress(BrokenPipeError):  # it has died already, and whoever waits for its answer sees that
+        with contextlib.suppress(BrokenPipeError):  # it has ended already, as the wait for its answer will show
             stdin = _stdin(process)
             stdin.write(pickle.dumps(content))
             stdin.flush()

@@ -17,12 +17,12 @@ from bertjax.engines.backend import Backend, Logits, Shape
 from bertjax.engines.workers.pool import AHEAD, START_SECONDS, About, Feed, WorkerLost, WorkerPool
 from bertjax.errors import UserError, WorkFailed
 
-LOCAL = "local"  # in place of a Ray cluster's address: start one on this machine
+LOCAL = "local"  # the address of a cluster that is started on this machine
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """Where a worker runs: the `number`-th of `count` on its node, and what it takes of the node."""
+    """A worker's place: the `number`-th of `count` on its node, and its share of the node."""
 
     node: str
     number: int
@@ -39,7 +39,7 @@ def open_ray(
     Close the pool, and then call `ray.shutdown`: `close_ray` does both.
 
     Args:
-      open_with: what each of them calls with its `streams` and `threads`, on its own node.
+      open_with: each actor calls it with its `streams` and `threads`, on its own node.
       address: of a running cluster, or LOCAL to start one here.
       streams: of all workers together; None: as many as a worker's share of its node has cores for.
 
@@ -72,7 +72,7 @@ def plan_places(nodes: Sequence[dict[str, Any]], workers: int | None) -> list[Pl
     """Share workers out over a cluster's living nodes (`ray.nodes()`), the first of each node before all the second.
 
     Raises:
-      UserError: there is no node to run on, or there are fewer GPUs than workers wanted.
+      UserError: there is no node to run on, or there are fewer GPUs than workers.
     """
     living = [node for node in nodes if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
     gpus = [int(node["Resources"].get("GPU", 0)) for node in living]
@@ -84,9 +84,9 @@ def plan_places(nodes: Sequence[dict[str, Any]], workers: int | None) -> list[Pl
         room = gpus
     else:
         room = [workers or 1] * len(living)
-    wanted = workers or (sum(gpus) or len(living))
+    count = workers or (sum(gpus) or len(living))
     turns = [(turn, index) for index, most in enumerate(room) for turn in range(most)]
-    chosen = sorted(turns)[:wanted]
+    chosen = sorted(turns)[:count]
     counts = [sum(index == other for _, other in chosen) for index in range(len(living))]
     return [
         Place(
