@@ -28,7 +28,7 @@ from bertjax.errors import UserError
 from bertjax.model.bert import Model
 from bertjax.model.inference import Evaluation, Evaluator
 from bertjax.modeldir import store
-from bertjax.modeldir.config import ActivationScales, Quantization
+from bertjax.modeldir.config import ActivationScales, Calibrator, Quantization
 from bertjax.quantization.calibrate import Ranges, quantize, record_ranges
 from bertjax.quantization.calibrators import CALIBRATORS
 
@@ -152,7 +152,7 @@ def prepare(options: argparse.Namespace) -> Rows:
     return Rows(student=model, source=options.model, ranges=by_scales, exact=exact, data=data, output=options.output)
 
 
-def record_of(placement: str, scales: ActivationScales, calibrator: str, examples: int) -> Quantization:
+def record_of(placement: str, scales: ActivationScales, calibrator: Calibrator, examples: int) -> Quantization:
     """The record that a row's `config.json` gets."""
     return Quantization.calibrated(
         PLACEMENTS[placement], calibrator=calibrator, calibration_examples=examples, activation_scales=scales

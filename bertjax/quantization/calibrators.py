@@ -15,7 +15,7 @@ BINS = 2048
 LEVELS = 128  # magnitudes of the INT8 grid
 PERCENTILE = 99.99
 
-CALIBRATORS: tuple[str, ...] = get_args(Calibrator)
+CALIBRATORS: tuple[Calibrator, ...] = get_args(Calibrator)
 
 
 def choose_amax(counts: np.ndarray, largest: float, calibrator: Calibrator) -> float:
