@@ -45,16 +45,17 @@ def test_loadgen_serves_the_newest_student_and_records_it(folder):
 
 
 def test_audit_passes_and_misses_its_gate(folder):
-    arguments = ["--benchmarks=bert", "--scenarios=Offline", "--backend=onnxruntime"]
+    arguments = ["--benchmarks=bert-99", "--scenarios=offline", "--backend=onnxruntime"]
     audit = folder / "audit.config"  # as an auditor leaves it
     audit.write_text("*.*.min_duration = 300\n")
-    done = call(folder, "audit.py", *arguments, "--test_mode=SubmissionRun", "--config_ver=default")
+    done = call(folder, "audit.py", *arguments, "--test_mode=submissionrun")
     audit.unlink()
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
     assert "Samples per second" in done.stdout and "Audit    : audit.config" in done.stdout
-    arguments.append("--test_mode=AccuracyOnly")
-    done = call(folder, "audit.py", *arguments, "--config_ver=high_accuracy", "--reference-f1=101")
-    assert done.returncode == 1 and "target 100.899" in done.stdout and "gate high_accuracy missed" in done.stderr
+    arguments = [*arguments[1:], "--test_mode=AccuracyOnly", "--config_ver=default,high_accuracy"]
+    done = call(folder, "audit.py", *arguments, "--reference-f1=101")
+    assert done.returncode == 1 and "target 99.990" in done.stdout and "target 100.899" in done.stdout
+    assert "gate default missed in Offline; accuracy gate high_accuracy missed in Offline" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,11 @@ def test_audit_passes_and_misses_its_gate(folder):
         ("loadgen.py", ["--audit-conf", "broken.json"], "broken.json:1"),
         ("loadgen.py", ["--mode", "FindPeakPerformance"], "--mode FindPeakPerformance"),
         ("loadgen.py", ["--find-peak"], "--find-peak: goes with --scenario Server"),
-        ("audit.py", ["--test_mode=Fast"], "--mode Fast"),
-        ("audit.py", ["--scenarios=Offline,Sever"], "--scenario Sever"),
-        ("audit.py", ["--config_ver=fast"], "--config_ver=fast"),
+        ("audit.py", ["--test_mode=Fast"], "--test_mode=Fast: unknown"),
+        ("audit.py", ["--scenarios=offline,Sever"], "--scenarios=Sever: unknown"),
+        ("audit.py", ["--config_ver=default,fast"], "--config_ver=fast: unknown"),
+        ("audit.py", ["--benchmarks=bert-99,resnet50"], "--benchmarks=resnet50: unknown"),
+        ("audit.py", ["--audit_test=TEST04"], "--audit_test=TEST04: bert is exempt"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(folder, program, arguments, told):

@@ -18,6 +18,7 @@ from bertjax.errors import WorkFailed
 from bertjax.files import disk_error
 
 LOGS = Path("build/logs")
+ACCURACY_LOG = "mlperf_log_accuracy.json"
 PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
 _MARK = ":::MLLOG "
 
@@ -112,11 +113,7 @@ def read_performance(log_dir: Path) -> Performance:
 
 
 def read_peak_rate(log_dir: Path) -> float | None:
-    """The rate that LoadGen's FindPeakPerformance found; None if even the first one was too high.
-
-    Raises:
-      WorkFailed: the log is unreadable.
-    """
+    """The rate that LoadGen's FindPeakPerformance found; None if even the first one was too high. Raises WorkFailed."""
     values, _ = read_detail_log(log_dir)
     _, found, rate = str(values.get("generic_message", "")).partition("Found peak performance field: ")
     return float(rate) if found else None
@@ -131,7 +128,7 @@ def _samples_per_second(values: dict[str, Any]) -> float:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    """Of a string into which LoadGen joins notes, each after an asterisk."""
+    """LoadGen glues a list of notes into one string, each after an asterisk."""
     notes = (" ".join(part.split()) for part in str(text).split(" * "))
     return tuple(note.removeprefix("* ") for note in notes if note)
 
@@ -146,20 +143,28 @@ def read_accuracy(log_dir: Path, dataset: Dataset) -> Score:
     return score(dataset.examples, predict(dataset.examples, dataset.windows, starts, ends))
 
 
+def read_answers(log_dir: Path) -> list[tuple[int, bytes]]:
+    """Windows and their answers in the order of `mlperf_log_accuracy.json`: all of an accuracy run, some of an audited.
+
+    Raises:
+      WorkFailed: LoadGen left no such log, or one that cannot be read.
+    """
+    path = Path(log_dir) / ACCURACY_LOG
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return [(int(entry["qsl_idx"]), bytes.fromhex(entry["data"])) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
+
+
 def read_logits(log_dir: Path, dataset: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Start and end logits of every window, float32 [tokens] each.
 
     Raises:
       WorkFailed: the log is unreadable, or a window has no answer or one of another length.
     """
-    path = Path(log_dir) / "mlperf_log_accuracy.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
-    found: dict[int, np.ndarray] = {}
-    for entry in entries:
-        found[entry["qsl_idx"]] = np.frombuffer(bytes.fromhex(entry["data"]), np.float32).reshape(-1, 2)
+    path = Path(log_dir) / ACCURACY_LOG
+    found = {index: np.frombuffer(data, np.float32).reshape(-1, 2) for index, data in read_answers(log_dir)}
     count = len(dataset.windows)
     fits = (index in found and len(found[index]) == len(window) for index, window in enumerate(dataset.windows))
     # MultiStream repeats samples to fill its last query, so there may be more answers than windows.
