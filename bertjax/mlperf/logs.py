@@ -113,7 +113,11 @@ def read_performance(log_dir: Path) -> Performance:
 
 
 def read_peak_rate(log_dir: Path) -> float | None:
-    """The rate that LoadGen's FindPeakPerformance found; None if even the first one was too high. Raises WorkFailed."""
+    """The rate that LoadGen's FindPeakPerformance found; None if even the first one was too high.
+
+    Raises:
+      WorkFailed: the log is unreadable.
+    """
     values, _ = read_detail_log(log_dir)
     _, found, rate = str(values.get("generic_message", "")).partition("Found peak performance field: ")
     return float(rate) if found else None
@@ -128,7 +132,7 @@ def _samples_per_second(values: dict[str, Any]) -> float:
 
 
 def _lines(text: str) -> tuple[str, ...]:
-    """LoadGen glues a list of notes into one string, each after an asterisk."""
+    """Of a string into which LoadGen joins notes, each after an asterisk."""
     notes = (" ".join(part.split()) for part in str(text).split(" * "))
     return tuple(note.removeprefix("* ") for note in notes if note)
 
