@@ -110,10 +110,12 @@ def test_an_official_run_ends_within_seconds_and_leaves_no_process(folder, tmp_p
     wait_until(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
 
 
-@pytest.mark.parametrize("moment", [0.5, 1.0, 1.5, 2.0, 2.8])  # seconds: reading, opening, measuring, running, scoring
-def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment):
+# Seconds: reading, opening, measuring, running, scoring; with workers: opening, running.
+@pytest.mark.parametrize(("moment", "workers"), [(0.5, 0), (1.0, 0), (1.5, 0), (2.0, 0), (2.8, 0), (1.5, 2), (2.5, 2)])
+def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment, workers):
     command = [sys.executable, ROOT / "serve" / "loadgen.py", "--scenario", "Server", "--mode", "SubmissionRun"]
     command += ["--duration", "1", "--backend", "onnxruntime", "--logs", tmp_path]
+    command += ["--workers", str(workers)] if workers else []
     marker = f"BERTJAX_TEST={tmp_path}"  # every descendant inherits it
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict([marker.split("=")])
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -121,7 +123,7 @@ def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 130 or (process.returncode == 0 and b"Recorded in" in output), errors
-    assert b"Traceback" not in errors
+    assert b"Traceback" not in errors and b"Fatal" not in errors
     wait_until(lambda: not _marked(marker))
 
 
