@@ -4,11 +4,12 @@
 
 Draws mutants (mutmut's operators) from `bertjax/ROOM/` by seed and runs each against `tests/ROOM/`: only the tests that
 run the changed lines, fastest first, until one fails. Prints every survivor as a difference of lines, then one line of
-JSON. Left out are docstrings, texts of errors and progress bars, type annotations and aliases, decorators, and the
-equivalent mutants in `EQUIVALENT`, each with its reason.
+JSON. Left out are docstrings, texts of errors and progress bars, type annotations and aliases, decorators, files whose
+libraries are not installed, and the equivalent mutants in `EQUIVALENT`, each with its reason.
 
 A mutant runs in a process that is forked from this one, which has imported the libraries, but neither bertjax nor any
-backend of JAX: it costs its tests and no start. JAX_COMPILATION_CACHE_DIR names a folder to keep compiled functions in.
+backend of JAX: it costs its tests and no start. All share one folder of compiled functions, which the environment's
+JAX_COMPILATION_CACHE_DIR keeps for the next time.
 """
 
 from __future__ import annotations
@@ -64,11 +65,15 @@ class Mutant:
     source: str
 
     def difference(self) -> tuple[str, str]:
-        """The changed lines before and after, each as one line."""
+        """What is changed before and after, each joined to one line."""
         pair = (text.splitlines() for text in (self.path.read_text(), self.source))
         changed = list(difflib.unified_diff(*pair, n=0))[2:]
         before, after = (" ".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
         return before, after
+
+    def __str__(self) -> str:
+        before, after = self.difference()
+        return f"{self.path.relative_to(ROOT)}:{self.lines[0]}\n  - {before}\n  + {after}"
 
     def is_equivalent(self) -> bool:
         """Whether `EQUIVALENT` lists it."""
@@ -95,7 +100,7 @@ class Baseline:
 def sample(room: str, seed: int, count: int) -> list[Mutant]:
     """`count` mutants of a room's files, drawn at random; fewer if there are no more."""
     drawn: list[tuple[Path, cst.Module, cst.CSTNode, cst.CSTNode, Lines]] = []
-    for path in sorted((ROOT / "bertjax" / room).rglob("*.py")):
+    for path in filter(_has_its_libraries, sorted((ROOT / "bertjax" / room).rglob("*.py"))):
         wrapper = MetadataWrapper(cst.parse_module(path.read_text()))
         spans = wrapper.resolve(PositionProvider)
         drawn += [(path, wrapper.module, *change) for change in _changes(wrapper.module, spans, (1, 1))]
@@ -108,6 +113,16 @@ def sample(room: str, seed: int, count: int) -> list[Mutant]:
         if len(mutants) == count:
             break
     return mutants
+
+
+def _has_its_libraries(path: Path) -> bool:
+    names: set[str] = set()
+    for statement in ast.parse(path.read_text()).body:
+        if isinstance(statement, ast.Import):
+            names |= {alias.name for alias in statement.names}
+        elif isinstance(statement, ast.ImportFrom) and statement.module:
+            names.add(statement.module)
+    return all(importlib.util.find_spec(name.partition(".")[0]) for name in names)
 
 
 def _is_another_program(source: str, changed: str) -> bool:
@@ -275,7 +290,7 @@ def _fork(work: Callable[[], int], output: Path) -> int:
 
 
 def survives(mutants: list[Mutant], baseline: Baseline) -> list[bool]:
-    """Whether each mutant passes its tests; one that takes too long does not."""
+    """Whether each mutant passes its tests, and print those that do; one that takes too long does not."""
     alive: list[bool] = [False] * len(mutants)
     waiting = list(enumerate(mutants))[::-1]
     running: dict[int, tuple[int, float]] = {}  # by process: the mutant's number and when it is stopped
@@ -289,23 +304,24 @@ def survives(mutants: list[Mutant], baseline: Baseline) -> list[bool]:
                 running[process] = number, time.monotonic() + 6 * seconds
             else:
                 alive[number] = True
+                print(mutant, "  (no test runs it)")
+        print(f"\r{len(mutants) - len(waiting)} of {len(mutants)}", end="", file=sys.stderr)
         for process, (number, end) in list(running.items()):
             ended, status = os.waitpid(process, os.WNOHANG)
             if ended:
                 alive[number] = status == 0
                 del running[process]
+                if alive[number]:
+                    print(mutants[number], flush=True)
             if ended or time.monotonic() > end:
                 _end_group(process)
-        time.sleep(0.02)
+        time.sleep(0.1)
     return alive
 
 
 def _try_mutant(mutant: Mutant, tests: list[str], seconds: float) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # a failure need not be made small
-    hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
-    hypothesis.settings.load_profile("mutants")
     sys.meta_path.insert(0, _Mutated(mutant))
     return _pytest(sorted({test.partition("::")[0] for test in tests}), _Chosen(tests))
 
@@ -323,19 +339,26 @@ def main() -> None:
     args = parser.parse_args()
     started = time.monotonic()
     os.chdir(ROOT)
-    for name in LIBRARIES:
-        if importlib.util.find_spec(name.partition(".")[0]):
-            importlib.import_module(name)
-    mutants = sample(args.room, args.seed, args.count)
-    alive = survives(mutants, measure_baseline(args.room))
-    survivors = [mutant for mutant, lives in zip(mutants, alive, strict=True) if lives]
-    for mutant in sorted(survivors, key=lambda mutant: (mutant.path, mutant.lines)):
-        before, after = mutant.difference()
-        print(f"{mutant.path.relative_to(ROOT)}:{mutant.lines[0]}\n  - {before}\n  + {after}")
-    killed = len(mutants) - len(survivors)
+    with tempfile.TemporaryDirectory() as compiled:
+        _get_ready(compiled)
+        mutants = sample(args.room, args.seed, args.count)
+        killed = len(mutants) - sum(survives(mutants, measure_baseline(args.room)))
     figures = {"room": args.room, "seed": args.seed, "mutants": len(mutants), "killed": killed}
     figures |= {"share": round(killed / len(mutants), 3), "seconds": round(time.monotonic() - started)}
     print(json.dumps(figures))
+
+
+def _get_ready(compiled: str) -> None:
+    """Import what the tests need, with the settings that are read at import."""
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # a failure need not be made small
+    hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
+    hypothesis.settings.load_profile("mutants")
+    for name in LIBRARIES:
+        if importlib.util.find_spec(name.partition(".")[0]):
+            importlib.import_module(name)
 
 
 if __name__ == "__main__":
