@@ -27,10 +27,10 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The INT8 parts of a model and the origin of their scales, which are tensors in `model.safetensors`.
+    """What of a model directory is INT8, and how its scales came to be. The scales are tensors in `model.safetensors`.
 
-    Inputs and weights of the encoder's dense layers are always INT8. Inputs have one scale per tensor, or one per feature
-    (see `fakequant`) except for attention's output. `attention` adds Q, K, V and the softmax's output, the
+    Inputs and weights of the encoder's dense layers always are. Inputs have one scale per tensor; or one per feature
+    (see `fakequant`), but for what attention gives. `attention` adds Q, K, V and the softmax's output, the
     inputs of the two attention products. `residual` lets a block's residual add read what its first dense layer reads,
     so that the LayerNorm before it needs to write nothing but INT8.
     """

@@ -10,7 +10,7 @@ import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bertjax.data.answers import best_span, predict, whole_clusters
+from bertjax.data.answers import best_span, predict, whole_clusters, write_predictions
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
@@ -73,3 +73,43 @@ def test_best_span_keeps_to_the_context_the_length_and_the_windows_own_tokens():
     start[[1, 3, 5]] = [9, 8, 7]  # in the question; not owned; the best that is left
     end[[43, 40, 4, 8]] = [9, 8, 7, 6]  # the final [SEP]; too far; before the start; the best that is left
     assert best_span(window, start, end) == (13.0, (4, 11))
+
+
+def _window(tokens: int) -> Window:
+    """A window whose context is all but four of its tokens, each of one character and owned."""
+    offsets = np.stack([np.arange(tokens - 4), np.arange(tokens - 4) + 1], axis=1).astype(np.int32)
+    return Window(
+        example=0,
+        input_ids=np.zeros(tokens, np.int32),
+        context_start=3,
+        offsets=offsets,
+        max_context=np.ones(tokens - 4, bool),
+        start=0,
+        end=0,
+    )
+
+
+@pytest.mark.parametrize("better, found", [(19, (10.5, (21, 23))), (20, (-np.inf, None))])
+def test_a_span_is_made_of_the_twenty_best_starts_and_ends(better: int, found: tuple):
+    for swap in (False, True):
+        window, start, end = _window(70), np.full(70, -9.0), np.full(70, -9.0)
+        start[24], end[25] = 1.5, 9.0  # the only start that stands before its end
+        start[40 : 40 + better] = 5.0
+        end[3:22] = 4.0  # nineteen ends before any start
+        if swap:  # the same seen from the other end
+            start, end = end[68::-1], start[68::-1]
+            found = (found[0], found[1] and (40, 42))
+        score, span = best_span(window, start, end) if not swap else best_span(_window(69), start, end)
+        assert (score, span) == found
+
+
+@pytest.mark.parametrize("tokens, allowed", [(30, True), (31, False)])
+def test_an_answer_has_thirty_tokens_at_most(tokens: int, allowed: bool):
+    window, start, end = _window(60), np.zeros(60), np.zeros(60)
+    start[10], end[10 + tokens - 1] = 9.0, 9.0
+    assert (best_span(window, start, end)[0] == 18.0) == allowed
+
+
+def test_predictions_are_the_official_scripts_json(tmp_path: Path):
+    write_predictions(tmp_path / "p.json", {"q1": "caf\u00e9", "q2": ""})
+    assert (tmp_path / "p.json").read_text(encoding="utf-8") == '{\n "q1": "caf\u00e9",\n "q2": ""\n}\n'

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors
 
 from bertjax.errors import WorkFailed
 from bertjax.model.bert import as_arrays
@@ -55,6 +57,84 @@ def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, stop_at: 
     assert served == list(range(stop_at, SETTINGS.steps))
     for name, value in whole.items():
         np.testing.assert_array_equal(value, resumed[name])
+
+
+@pytest.mark.parametrize("steps", [4, 20])
+def test_it_takes_the_steps_of_pytorchs_adamw_with_a_clipped_gradient_and_a_rate_that_rises_and_falls(
+    tmp_path: Path, steps: int
+):
+    """By the defaults: a tenth of the steps is warm-up, weights decay by 0.01 of the rate, the norm is at most 1."""
+    torch = pytest.importorskip("torch")
+    start = _start() | {"LayerNorm.weight": jnp.full(3, 2.0)}
+
+    def loss(params, batch, key=None):
+        y = batch["x"] @ params["dense.weight"].T * params["LayerNorm.weight"] + params["dense.bias"]
+        return ((y - batch["y"]) ** 2).mean() / 3
+
+    settings = TrainSettings(steps=steps, learning_rate=0.05)
+    found = train(params=start, loss=loss, make_batch=_batch, settings=settings, folder=tmp_path, label="t")
+    theirs = {name: torch.tensor(np.array(value), requires_grad=True) for name, value in start.items()}
+    decayed, others = [theirs["dense.weight"]], [theirs["dense.bias"], theirs["LayerNorm.weight"]]
+    optimizer = torch.optim.AdamW([{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0}])
+    warmup, norms = max(1, steps // 10), []
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * min(step / warmup, (steps - step) / (steps - warmup))
+        optimizer.zero_grad()
+        loss(theirs, {name: torch.from_numpy(value) for name, value in _batch(step).items()}).backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(theirs.values(), 1.0)))
+        optimizer.step()
+    assert max(norms) > 1.5 and (steps == 4 or min(norms) < 0.9)
+    for name, value in theirs.items():
+        np.testing.assert_allclose(found[name], value.detach(), rtol=2e-4, atol=2e-5, err_msg=name)
+
+
+def test_another_seed_draws_other_noise(tmp_path: Path):
+    ends = [
+        train(
+            params=_start(),
+            loss=_loss,
+            make_batch=_batch,
+            settings=TrainSettings(steps=3, learning_rate=0.05, seed=seed),
+            folder=tmp_path / str(index),
+            label="t",
+        )["dense.weight"]
+        for index, seed in enumerate((0, 0, 1))
+    ]
+    np.testing.assert_array_equal(ends[0], ends[1])
+    assert np.abs(ends[0] - ends[2]).max() > 1e-4
+
+
+@pytest.mark.parametrize("seconds, first", [(0.0, 6), (120.0, 0)])
+def test_a_checkpoint_is_written_every_so_many_seconds(tmp_path: Path, seconds: float, first: int):
+    settings = dataclasses.replace(SETTINGS, checkpoint_seconds=seconds)
+    run = dict(params=_start(), loss=_loss, folder=tmp_path, label="t")
+
+    def killed(step: int) -> dict[str, np.ndarray]:
+        if step == 7:
+            raise MemoryError
+        return _batch(step)
+
+    with pytest.raises(MemoryError):
+        train(make_batch=killed, settings=settings, **run)
+    served: list[int] = []
+    other = dataclasses.replace(SETTINGS, checkpoint_seconds=60.0)  # is no other run
+    train(make_batch=lambda step: served.append(step) or _batch(step), settings=other, **run)
+    assert served == list(range(first, 12))
+
+
+def test_a_checkpoint_belongs_to_its_settings_and_shapes_as_it_always_did(tmp_path: Path):
+    """The digest keeps checkpoints of earlier versions going: it may not change."""
+    train(params=_start(), loss=_loss, make_batch=_batch, settings=SETTINGS, folder=tmp_path, label="test")
+    with safetensors.safe_open(tmp_path / "checkpoint.safetensors", framework="numpy") as file:
+        about = json.loads(file.metadata()["about"])
+    assert about["step"] == 12 and about["scored"] == -1
+    assert about["identity"] == "b29f645524d151b1665912bc5bd6640f461219aee100d7479871f8c0588c25f8"
+    served: list[int] = []
+    wider = _start() | {"dense.bias": jnp.ones((1, 3))}
+    make_batch = lambda step: served.append(step) or _batch(step)  # noqa: E731
+    train(params=wider, loss=_loss, make_batch=make_batch, settings=SETTINGS, folder=tmp_path, label="test")
+    assert served == list(range(12))
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path: Path):

@@ -10,12 +10,16 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax, rel_entr, softmax
 
+from bertjax.model.bert import SpanOutput
 from bertjax.training.losses import (
     closest_layers_distance,
     hidden_state_distance,
     least_ordered_sum,
     relation_divergence,
+    soft_span_cross_entropy,
+    span_cross_entropy,
 )
 
 
@@ -36,6 +40,34 @@ def test_the_least_ordered_sum_is_that_of_trying_everything(rows: int, columns: 
     found, chosen = jax.value_and_grad(lambda table: least_ordered_sum(list(table)))(jnp.asarray(table))
     assert float(found) == pytest.approx(sums[best], rel=1e-5)
     np.testing.assert_array_equal(chosen, np.arange(columns) == np.array(best)[:, None])
+
+
+def _span_output(start: np.ndarray, end: np.ndarray) -> SpanOutput:
+    return SpanOutput(start_logits=jnp.asarray(start), end_logits=jnp.asarray(end), hidden_states=())
+
+
+def test_span_losses_agree_with_scipy_on_real_tokens():
+    start, end, their_start, their_end = _states(5, 4, 2, 5)
+    labels, output = np.array([[4, 1], [0, 2]]), _span_output(start, end)
+    real = [(window, slice(0, int(mask.sum()))) for window, mask in enumerate(MASK)]
+    nats = [-log_softmax(start[w, r])[labels[0, w]] - log_softmax(end[w, r])[labels[1, w]] for w, r in real]
+    np.testing.assert_allclose(span_cross_entropy(output, MASK, *labels), np.array(nats) / 2, rtol=1e-5)
+    divergence = [
+        rel_entr(softmax(theirs[w, r] / 3), softmax(own[w, r] / 3)).sum()
+        for own, theirs in ((start, their_start), (end, their_end))
+        for w, r in real
+    ]
+    found = soft_span_cross_entropy(output, their_start, their_end, MASK, 3.0)
+    assert float(found) == pytest.approx(9 * np.mean(divergence), rel=1e-5)
+
+
+def test_the_distance_of_states_is_relative_to_the_teachers_and_ignores_padding():
+    student, teacher = _states(6, 2, 2, 5, 4)
+    real = MASK > 0
+    wanted = np.square(student - teacher)[real].mean() / np.square(teacher)[real].mean()
+    assert float(hidden_state_distance(student, teacher, MASK)) == pytest.approx(wanted, rel=1e-5)
+    nothing = hidden_state_distance(student, np.zeros_like(teacher), MASK)
+    assert float(nothing) == pytest.approx(np.square(student)[real].sum() / 1e-6, rel=1e-5)
 
 
 def test_each_teacher_layer_is_matched_with_the_closest_student_layer():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy.special import log_softmax
 from tokenizers import Tokenizer
 
 from bertjax.data.masking import Vocabulary
@@ -19,7 +21,8 @@ from bertjax.model import masked_lm
 from bertjax.model.bert import bind
 from bertjax.model.masked_lm import BertForMaskedLM
 from bertjax.modeldir.config import BertConfig
-from bertjax.training.pretrain import _batch_maker, pretrain
+from bertjax.training import pretrain as training_pretrain
+from bertjax.training.pretrain import Shape, _batch_maker, masked_lm_from_nothing, pretrain
 from bertjax.training.settings import TrainSettings
 
 TEXT = "the red fox runs\nto the hill\n\n\nthe old fox sleeps\n"
@@ -56,6 +59,56 @@ def test_every_epoch_masks_anew_and_a_step_always_the_same(squad_file: Path, tok
         sorted(len(row) - second for row, second in zip(corpus.rows, corpus.seconds, strict=True)),
     )
     assert sorted(batch["token_type_ids"].sum(axis=1)) == row_types
+
+
+def test_a_batch_holds_whole_sequences_at_their_padded_length_with_room_for_the_masked(
+    tmp_path: Path, tokenizer: Tokenizer
+):
+    (tmp_path / "text.txt").write_text("red fox runs\n\nold hill sleeps\n\nthe fox\n")
+    for longest, padded in ((16, 16), (200, 64)):
+        corpus = read_corpus(tmp_path / "text.txt", tokenizer, max_seq=longest, questions=False)
+        make = _batch_maker(corpus, Vocabulary.of(tokenizer), batch_size=2, seed=0)
+        batches = [make(step) for step in range(2)]
+        assert {batch["input_ids"].shape for batch in batches} == {(2, padded)}
+        assert {batch["positions"].shape for batch in batches} == {(2, int(padded * 0.225) + 1)}
+        read = {int(size) for batch in batches for size in batch["attention_mask"].sum(axis=1)}
+        assert read == {len(row) for row in corpus.rows} and not any(batch["token_type_ids"].any() for batch in batches)
+    other = _batch_maker(corpus, Vocabulary.of(tokenizer), batch_size=2, seed=1)
+    assert any((make(step)["positions"] != other(step)["positions"]).any() for step in range(8))
+
+
+def test_the_loss_is_the_mean_over_the_masked_tokens(
+    tmp_path: Path, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "text.txt").write_text(TEXT)
+    corpus = read_corpus(tmp_path / "text.txt", tokenizer, max_seq=32, questions=False)
+    config = dataclasses.replace(_config(tokenizer), hidden_dropout=0.1)
+    model, given = masked_lm.fan_in_model(config, seed=0), {}
+    monkeypatch.setattr(training_pretrain, "train", lambda **rest: given.update(rest) or rest["params"])
+    pretrain(model, corpus, tokenizer, batch_size=2, settings=TrainSettings(steps=1, learning_rate=1), folder=tmp_path)
+    batch, key = given["make_batch"](0), jax.random.key(0)
+    inputs = (batch[name] for name in ("input_ids", "attention_mask", "token_type_ids", "positions"))
+    logits = jax.jit(lambda *x: bind(BertForMaskedLM, model)(*x, dropout_key=key))(*inputs)
+    each = -np.take_along_axis(log_softmax(np.asarray(logits), axis=-1), batch["labels"][..., None], axis=-1)[..., 0]
+    assert 0 < batch["weights"].sum() < batch["weights"].size
+    found = jax.jit(given["loss"])(model.params, batch, key)
+    assert float(found) == pytest.approx(each[batch["weights"] > 0].mean(), rel=1e-4)
+
+
+def test_a_model_from_nothing_has_its_shape_and_a_vocabulary_that_is_learned_once(tmp_path: Path):
+    (tmp_path / "text.txt").write_text(TEXT * 5)
+    shape = Shape(vocab_size=150, hidden_size=32, num_layers=2, heads=4, ffn=48, positions=40)
+    place = dict(text_file=tmp_path / "text.txt", tokenizer=tmp_path / "learned")
+    model = masked_lm_from_nothing(shape, **place, seed=3)
+    learned = load_tokenizer(tmp_path / "learned").get_vocab_size()
+    assert 100 < learned <= 150
+    dense = dict(hidden_size=32, num_layers=2, heads=4, ffn=48, max_position_embeddings=40)
+    config = BertConfig.dense(vocab_size=learned, **dense, hidden_dropout=0.0, attention_dropout=0.0)
+    assert model.config == config
+    for name, value in masked_lm.fan_in_model(config, seed=3).params.items():
+        np.testing.assert_array_equal(model.params[name], value)
+    (tmp_path / "text.txt").write_text("")
+    assert masked_lm_from_nothing(shape, **place, seed=3).config == config
 
 
 def test_a_batch_without_a_masked_word_counts_nothing(

@@ -64,9 +64,8 @@ def close_ray(pool: WorkerPool) -> None:
 
 def leave() -> None:
     """Leave the cluster, and end it if it was started here: its processes would outlive this one by a minute or two."""
-    shutdown = getattr(sys.modules.get("ray"), "shutdown", None)  # None too while it is being imported
-    if shutdown is not None:
-        shutdown()
+    if ray := sys.modules.get("ray"):
+        ray.shutdown()
 
 
 def plan_places(nodes: Sequence[dict[str, Any]], workers: int | None) -> list[Place]:
