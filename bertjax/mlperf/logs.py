@@ -19,7 +19,7 @@ from bertjax.files import disk_error
 
 LOGS = Path("build/logs")
 PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
-_MARK = ":::MLLOG "
+_MARK = ":::MLLOG"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,26 +56,56 @@ def new_log_root(name: str) -> Path:
     raise AssertionError("numbers have no end")
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of `mlperf_log_detail.txt`."""
+
+    key: str
+    value: Any
+    is_error: bool
+
+
+def read_entries(path: Path) -> list[Entry]:
+    """Every entry of a detail log, by the rules of MLCommons' own parser (its `parsers/loadgen_parser.py`).
+
+    That parser wants UTF-8, an entry on the very first line, and a JSON object after each mark; lines without a mark
+    are passed over.
+
+    Raises:
+      WorkFailed: LoadGen left no such log, or the parser would not read it; the line is named.
+    """
+    path, number, entries = Path(path), 0, []
+    try:
+        with path.open(encoding="utf-8") as file:
+            for number, line in enumerate(file, 1):
+                if line.startswith(_MARK):
+                    entries.append(_entry(json.loads(line[len(_MARK) :])))
+                elif number == 1:
+                    raise ValueError(f"it does not begin with {_MARK}")
+    except (OSError, ValueError, RecursionError) as error:
+        where = f" line {number}:" if number else ""
+        raise WorkFailed(f"{path}:{where} LoadGen's log is not readable ({error})") from None
+    if not entries:
+        raise WorkFailed(f"{path}: LoadGen's log is empty")
+    return entries
+
+
+def _entry(raw: Any) -> Entry:
+    match raw:
+        case {"key": str(key), "value": value, "metadata": {"is_error": bool(is_error)}}:
+            return Entry(key=key, value=value, is_error=is_error)
+    raise ValueError("an entry has a key, a value and metadata that says whether it is an error")
+
+
 def read_detail_log(log_dir: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The last value of every key in `mlperf_log_detail.txt`, and the messages that it marks as errors.
 
     Raises:
       WorkFailed: LoadGen left no such log, or one that cannot be read.
     """
-    path = Path(log_dir) / "mlperf_log_detail.txt"
-    values: dict[str, Any] = {}
-    errors = []
-    try:
-        for line in path.read_text(encoding="utf-8").splitlines():
-            if not line.startswith(_MARK):
-                continue
-            entry = json.loads(line[len(_MARK) :])
-            values[entry["key"]] = entry["value"]
-            if entry["metadata"]["is_error"]:
-                errors.append(str(entry["value"]).strip())
-    except (OSError, ValueError, KeyError) as error:
-        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
-    return values, tuple(errors)
+    entries = read_entries(Path(log_dir) / "mlperf_log_detail.txt")
+    errors = tuple(str(entry.value).strip() for entry in entries if entry.is_error)
+    return {entry.key: entry.value for entry in entries}, errors
 
 
 def read_performance(log_dir: Path) -> Performance:

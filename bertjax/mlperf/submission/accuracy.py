@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -13,8 +14,9 @@ from bertjax.mlperf.conf import BENCHMARK
 _KEPT_BYTES = 4096  # of each end of an accuracy log (tools/submission/truncate_accuracy_log.py)
 _CUT = b"\n\n...\n\n"
 # The forms that the official checker matches (constants.py, ACC_PATTERN; checks/accuracy_check.py).
-_SCORE = re.compile(r"^{[\"']exact_match[\"']:\s*([\d.]+),\s*[\"']f1[\"']:\s*([\d.]+)}", re.MULTILINE)
-_HASH = re.compile(r"^hash=([0-9a-f]{64})$", re.MULTILINE)
+_SCORE = re.compile(r"^{[\"']exact_match[\"']:\s*([\d.]+),\s*[\"']f1[\"']:\s*([\d.]+)}")
+_PERCENT = re.compile(r"\d+(\.\d+)?")
+_HASH = re.compile(r"^hash=([0-9a-f]{64})$")
 
 
 def truncate(content: bytes) -> bytes:
@@ -38,11 +40,33 @@ def format_accuracy(score: Score, digest: str) -> str:
     return f'{{"exact_match": {score.exact_match:.6f}, "f1": {score.f1:.6f}}}\n\nhash={digest}\n'
 
 
-def parse_accuracy(text: str) -> tuple[Score | None, str | None]:
-    """The scores and the hash of an accuracy.txt; None for what is not there in the official checker's form."""
-    scores, digest = _SCORE.search(text), _HASH.search(text)
-    found = Score(exact_match=float(scores[1]), f1=float(scores[2])) if scores else None
-    return found, digest[1] if digest else None
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """What an accuracy.txt says: None for what is not there, and what is wrong with it in `faults`."""
+
+    score: Score | None
+    digest: str | None  # SHA-256 of the whole accuracy log
+    faults: tuple[str, ...]
+
+
+def parse_accuracy(text: str) -> Parsed:
+    """Read the scores and the hash of an accuracy.txt in the official checker's form, each of which stands there once.
+
+    That checker reads on past a first score, and stumbles over what its pattern takes for a number and Python does not.
+    """
+    lines = text.split("\n")
+    scores = [match.groups() for match in map(_SCORE.match, lines) if match]
+    digests = [match[1] for match in map(_HASH.match, lines) if match]
+    score, faults = None, []
+    if len(scores) != 1:
+        faults.append(f'{len(scores) or "no"} line {{"exact_match": ..., "f1": ...}}')
+    elif not all(_PERCENT.fullmatch(number) and float(number) <= 100 for number in scores[0]):
+        faults.append(f"exact_match {scores[0][0]} and f1 {scores[0][1]}: wanted percents, each one number")
+    else:
+        score = Score(exact_match=float(scores[0][0]), f1=float(scores[0][1]))
+    if len(digests) != 1:
+        faults.append(f"{len(digests) or 'no'} line hash= with the SHA-256 of the whole accuracy log")
+    return Parsed(score=score, digest=digests[0] if len(digests) == 1 else None, faults=tuple(faults))
 
 
 def user_conf(scenario: str, logged: Mapping[str, Any]) -> str:

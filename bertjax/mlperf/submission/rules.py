@@ -14,6 +14,7 @@ from bertjax.mlperf.gates import GATES, REFERENCE_F1
 
 DIVISION = "open"
 FOLDERS = ("src", "systems", "documentation", "results")
+OTHER_DIVISIONS = ("closed", "network")  # which the official checker reads too, and this project does not make
 BENCHMARKS = {"bert-99": GATES["default"], "bert-99.9": GATES["high_accuracy"]}  # shares of the reference's F1
 REQUIRED_SCENARIOS = {"edge": ("SingleStream", "Offline"), "datacenter": ("Offline", "Server")}
 SYSTEM_TYPES = ("edge", "datacenter", "datacenter,edge", "edge,datacenter")
@@ -24,6 +25,14 @@ SEEDS = {
     "schedule_rng_seed": 16159082839903944936,
 }
 MAX_ACCURACY_LOG_BYTES = 10 * 1024
+
+# The figure that a scenario is ranked by (constants.py, RESULT_FIELD_NEW), and its unit.
+RESULTS = {
+    "Offline": ("result_samples_per_second", "samples/s"),
+    "Server": ("result_completed_samples_per_sec", "queries/s"),
+    "SingleStream": ("early_stopping_latency_ss", "ns"),
+    "MultiStream": ("early_stopping_latency_ms", "ns"),
+}
 
 PERFORMANCE_FILES = ("mlperf_log_detail.txt", "mlperf_log_summary.txt")
 ACCURACY_FILES = ("accuracy.txt", "mlperf_log_accuracy.json", "mlperf_log_detail.txt", "mlperf_log_summary.txt")
@@ -41,6 +50,18 @@ MEASUREMENTS = (
     "weight_data_types",
     "weight_transformations",
 )
+
+# Values of a detail log that are compared: numbers that are finite and not negative, and true or false.
+_RUN_NUMBERS = ("effective_min_duration_ms", "effective_min_query_count", "effective_samples_per_query")
+_PERFORMANCE_NUMBERS = (
+    *_RUN_NUMBERS,
+    "effective_performance_sample_count",
+    "effective_max_duration_ms",
+    "effective_max_query_count",
+    *(f"effective_{name}" for name in SEEDS),
+)
+_SERVER_NUMBERS = ("effective_target_latency_ns", "effective_target_latency_percentile")
+_LATENCY_BOUND = ("early_stopping_met",)  # of every scenario but Offline
 
 # Fields of a systems/<id>.json that need a value, and those that may be empty.
 SYSTEM_VALUES = (
@@ -71,6 +92,9 @@ SYSTEM_VALUES = (
     "operating_system",
     "other_software_stack",
 )
+SYSTEM_COUNTS = ("number_of_nodes", "accelerators_per_node")  # whole numbers: the official table multiplies them
+# Texts that the official checker compares or joins; any other field may be a number as well.
+SYSTEM_TEXTS = ("division", "submitter", "status", "system_type", "system_name", "hw_notes", "sw_notes")
 SYSTEM_NOTES = (
     "system_type_detail",
     "host_processor_frequency",
@@ -98,3 +122,13 @@ def required_scenarios(system_type: str) -> tuple[str, ...]:
     """The scenarios that a system of this type must have; none for an unknown type."""
     found = (REQUIRED_SCENARIOS.get(part, ()) for part in system_type.split(","))
     return tuple(dict.fromkeys(scenario for scenarios in found for scenario in scenarios))
+
+
+def performance_numbers(scenario: str) -> tuple[str, ...]:
+    """The keys of a performance run's detail log that must hold numbers."""
+    return (*_PERFORMANCE_NUMBERS, *(_SERVER_NUMBERS if scenario == "Server" else ()), RESULTS[scenario][0])
+
+
+def performance_truths(scenario: str) -> tuple[str, ...]:
+    """The keys of a performance run's detail log that must hold true or false."""
+    return () if scenario == "Offline" else _LATENCY_BOUND

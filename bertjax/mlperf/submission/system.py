@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -14,7 +13,16 @@ from typing import Any
 
 from bertjax.errors import UserError
 from bertjax.machine import describe, package_versions, sockets
-from bertjax.mlperf.submission.rules import DIVISION, STATUSES, SYSTEM_NOTES, SYSTEM_TYPES, SYSTEM_VALUES
+from bertjax.mlperf.submission.reading import read_object
+from bertjax.mlperf.submission.rules import (
+    DIVISION,
+    STATUSES,
+    SYSTEM_COUNTS,
+    SYSTEM_NOTES,
+    SYSTEM_TEXTS,
+    SYSTEM_TYPES,
+    SYSTEM_VALUES,
+)
 
 _ENGINES = {"openvino": "OpenVINO", "onnxruntime": "ONNX Runtime", "jax": "JAX"}
 
@@ -25,12 +33,10 @@ def read_system(path: Path, submitter: str) -> dict[str, Any]:
     Raises:
       UserError: the file is no JSON object, or what the official checker asks for is missing; one line tells all.
     """
-    try:
-        record = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable as JSON ({error}); --example-system writes one to start from") from None
-    if not isinstance(record, dict):
-        raise UserError(f"{path}: not a JSON object; --example-system writes one to start from")
+    faults: list[str] = []
+    record = read_object(Path(path), faults)
+    if faults:
+        raise UserError(f"{'; '.join(faults)}; --example-system writes one to start from")
     for field, value in (("submitter", submitter), ("division", DIVISION)):
         record[field] = record.get(field) or value
     problems = system_problems(record, submitter)
@@ -43,20 +49,33 @@ def system_problems(record: Mapping[str, Any], submitter: str) -> list[str]:
     """What the official checker, or its table of results, would stumble over; empty if all is well."""
     found = []
     missing = [field for field in (*SYSTEM_VALUES, *SYSTEM_NOTES) if field not in record]
-    empty = [field for field in SYSTEM_VALUES if field in record and not record[field]]
+    empty = [field for field in SYSTEM_VALUES if field in record and record[field] in ("", None)]
     if missing:
         found.append(f"missing fields: {', '.join(missing)}")
     if empty:
         found.append(f"fields that need a value (N/A where there is none): {', '.join(empty)}")
+    given = {field: value for field, value in record.items() if field not in empty}
+    for field in (*SYSTEM_VALUES, *SYSTEM_NOTES):
+        kinds = (str,) if field in SYSTEM_TEXTS else (str, int, float)
+        if field in given and (isinstance(given[field], bool) or not isinstance(given[field], kinds)):
+            found.append(f"{field} is {given[field]!r}, wanted a text")
     for field, allowed in (("status", STATUSES), ("system_type", SYSTEM_TYPES), ("division", (DIVISION,))):
-        if record.get(field) and record[field] not in allowed:
-            found.append(f"{field} is {record[field]!r}, wanted {' or '.join(map(repr, allowed))}")
-    if record.get("submitter") and str(record["submitter"]).lower() != submitter.lower():
-        found.append(f"submitter is {record['submitter']!r}, wanted {submitter!r}")
-    for field in ("number_of_nodes", "accelerators_per_node"):
-        if record.get(field) and not str(record[field]).isdecimal():
-            found.append(f"{field} is {record[field]!r}, wanted a whole number")
+        if isinstance(given.get(field), str) and given[field] not in allowed:
+            found.append(f"{field} is {given[field]!r}, wanted {' or '.join(map(repr, allowed))}")
+    if isinstance(given.get("submitter"), str) and given["submitter"].lower() != submitter.lower():
+        found.append(f"submitter is {given['submitter']!r}, wanted {submitter!r}")
+    for field in SYSTEM_COUNTS:
+        if isinstance(given.get(field), str | int) and not _is_count(given[field]):
+            found.append(f"{field} is {given[field]!r}, wanted a whole number")
+    if given.get("is_network"):  # which the official checker takes for a system behind a network, whatever it says
+        found.append("is_network is given; leave it out")
     return found
+
+
+def _is_count(value: object) -> bool:
+    if isinstance(value, str):
+        return value.isascii() and value.isdecimal() and len(value) < 10
+    return isinstance(value, int) and value >= 0
 
 
 def system_id(record: Mapping[str, Any]) -> str:

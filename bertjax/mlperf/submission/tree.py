@@ -5,26 +5,28 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from bertjax import version
 from bertjax.display import text_table
+from bertjax.errors import UserError
 from bertjax.files import write_aside
 from bertjax.mlperf.logs import read_detail_log
 from bertjax.mlperf.submission import accuracy, measurements
+from bertjax.mlperf.submission.reading import read_object
 from bertjax.mlperf.submission.rules import DIVISION, PERFORMANCE_FILES
 from bertjax.mlperf.submission.runs import ScenarioRuns
 from bertjax.mlperf.submission.system import system_id
-from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.config import BertConfig, Quantization
 
 _SOURCES = ("train", "export", "serve", "pyproject.toml", "requirements.lock", "README.md", "LICENSE")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Submission:
-    """What a tree is written from."""
+    """The runs of one model on one system, and what the tree says of both."""
 
     model: Path
     submitter: str
@@ -34,25 +36,50 @@ class Submission:
 
 
 def write_tree(output: Path, submission: Submission) -> Path:
-    """Write `<output>/open/<submitter>`, complete or not at all, in place of one that is there; returns it.
+    """Write `<output>/open/<submitter>`, complete or not at all; returns it.
+
+    Other systems, benchmarks and scenarios that are there stay. Those of this submission, the source code and the
+    documentation of its benchmarks are written anew.
 
     Raises:
-      UserError: the model is of no run directory, or the place cannot be written.
+      UserError: the model is of no run directory, the place cannot be written, or the tree has results of another
+        system of the same name.
       WorkFailed: a log is unreadable, or the disk is full.
     """
     target = Path(output) / DIVISION / submission.submitter
     name = system_id(submission.system)
+    _check_same_system(target / "systems" / f"{name}.json", submission.system)
     with write_aside(target) as aside:
+        if target.exists():
+            shutil.copytree(target, aside, symlinks=True, dirs_exist_ok=True)
         _write(aside / "systems" / f"{name}.json", _to_json(submission.system))
         _copy_sources(aside / "src")
-        _write_documentation(aside / "documentation", submission)
+        for benchmark in submission.benchmarks:
+            _write(aside / "documentation" / f"{name}-{benchmark}.md", _documentation(submission))
         for runs in submission.runs:
             files = _scenario_files(submission, runs)
             for benchmark in submission.benchmarks:
                 folder = aside / "results" / name / benchmark / runs.scenario
+                shutil.rmtree(folder, ignore_errors=True)
                 for path, content in files.items():
                     _write(folder / path, content)
     return target
+
+
+def _check_same_system(path: Path, wanted: dict[str, Any]) -> None:
+    """See that results which are there were made on the machine that `wanted` describes."""
+    if not path.exists():
+        return
+    faults: list[str] = []
+    found = read_object(path, faults)
+    if faults:
+        raise UserError(f"{'; '.join(faults)}; mend it, or move it away with its results")
+    fields = [field for field in {**found, **wanted} if found.get(field) != wanted.get(field)]
+    if fields:
+        raise UserError(
+            f"{path}: describes another machine of that name ({', '.join(fields)} differ); give system.json another"
+            " system_name, or the tree another --output"
+        )
 
 
 def _scenario_files(submission: Submission, runs: ScenarioRuns) -> dict[str, str | bytes]:
@@ -90,43 +117,39 @@ def _scenario_readme(model: Path, runs: ScenarioRuns) -> str:
     return "\n".join([*lines, ""])
 
 
-def _write_documentation(folder: Path, submission: Submission) -> None:
+def _documentation(submission: Submission) -> str:
+    """How the model was made, stage by stage, and how it was calibrated, as Markdown."""
     model, served = submission.model, submission.runs[0].facts.get("description")
-    stages = measurements.stages_table(model)
-    lines = ["# How the model was made", ""]
+    lines = [f"# How {model.resolve().name} was made", ""]
     lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in measurements.measurements(model, served).items()]
-    if stages:
-        rows = [
-            (
-                name,
-                f"{stage['f1']:.3f}",
-                f"{stage['exact_match']:.3f}",
-                f"{stage['parameters']:,}",
-                f"{stage['macs']:,}",
-            )
-            for name, stage in stages
-        ]
+    rows = [
+        (name, f"{stage['f1']:.3f}", f"{stage['exact_match']:.3f}", f"{stage['parameters']:,}", f"{stage['macs']:,}")
+        for name, stage in measurements.stages_table(model)
+    ]
+    if rows:
         header = ("stage", "F1", "exact match", "parameters", "multiply-accumulates")
         lines += ["", "Every stage of the run on the evaluation file:", ""]
         lines += [f"    {line}" for line in text_table(header, rows).splitlines()]
-    _write(folder / "README.md", "\n".join([*lines, ""]))
     quantization = BertConfig.from_json(Path(model) / "config.json").quantization
     if quantization:
-        _write(
-            folder / "calibration.md",
-            "# Calibration\n\n"
-            f"Symmetric INT8. Activations: one scale per {quantization.activation_scales}, amax / 127, zero point 0;"
-            " weights: one scale per output channel.\n"
-            + "Each feature is brought to the widest one's range by a multiplication, which its weights undo.\n"
-            * (quantization.activation_scales == "feature")
-            + f"The ranges of activations come from the calibrator `{quantization.calibrator}` over"
-            f" {quantization.calibration_examples} examples of the training data.\n"
-            + ("The weights were then trained further with the quantization simulated.\n" * quantization.trained),
-        )
+        lines += ["", "## Calibration", "", *_calibration(quantization)]
+    return "\n".join([*lines, ""])
+
+
+def _calibration(record: Quantization) -> Iterator[str]:
+    yield f"Symmetric INT8. Activations: one scale per {record.activation_scales}, amax / 127, zero point 0;"
+    yield "weights: one scale per output channel."
+    if record.activation_scales == "feature":
+        yield "Each feature is brought to the widest one's range by a multiplication, which its weights undo."
+    yield f"The ranges of activations come from the calibrator `{record.calibrator}` over"
+    yield f"{record.calibration_examples} examples of the training data."
+    if record.trained:
+        yield "The weights were then trained further with the quantization simulated."
 
 
 def _copy_sources(folder: Path) -> None:
-    """The library, and of a checkout its programs too."""
+    """Copy the library, and of a checkout its programs too, in place of what is there."""
+    shutil.rmtree(folder, ignore_errors=True)
     package = Path(version.__file__).parent
     ignore = shutil.ignore_patterns("__pycache__", "*.pyc")
     shutil.copytree(package, folder / package.name, ignore=ignore)

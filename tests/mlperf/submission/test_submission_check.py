@@ -60,6 +60,51 @@ def removed(name):
     return lambda folder: (folder / name).unlink()
 
 
+def put(name, content):
+    """Replace a file, named from the benchmark's folder, by some text or bytes; or make one where there is none."""
+
+    def spoil(folder):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+    return spoil
+
+
+def before(name, content):
+    return lambda folder: (folder / name).write_bytes(content + (folder / name).read_bytes())
+
+
+def line(entry):
+    """One more line in the performance run's detail log."""
+
+    def spoil(folder):
+        with open(folder / DETAIL, "a") as log:
+            log.write(f":::MLLOG {entry}\n")
+
+    return spoil
+
+
+def hidden(levels):
+    return lambda folder: (folder.joinpath(*[".."] * levels) / ".ipynb_checkpoints").mkdir()
+
+
+def without_key(key, name=DETAIL):
+    return swap(name, rf':::MLLOG {{"key": "{key}".*\n', "")
+
+
+def system_file(change):
+    def spoil(folder):
+        (path,) = (folder.parents[2] / "systems").glob("*.json")
+        path.write_bytes(change(path.read_bytes()))
+
+    return spoil
+
+
+def power_file(folder):
+    (path,) = (folder.parents[2] / "systems").glob("*.json")
+    path.with_name(f"{path.stem}_power.yaml").write_text("{unclosed")
+
+
 ACCURACY = "Offline/accuracy/accuracy.txt"
 SERVER, SINGLE = (DETAIL.replace("Offline", scenario) for scenario in ("Server", "SingleStream"))
 FAULTS = {
@@ -114,6 +159,64 @@ FAULTS = {
     "status": (system_field("status", "soon"), "status is 'soon'"),
     "system field": (system_field("cooling", ""), "need a value (N/A where there is none): cooling"),
     "submitter": (system_field("submitter", "Another"), "submitter is 'Another', wanted 'Somebody'"),
+    # Each of these ends MLCommons' checker in a traceback, or is refused by it.
+    "hidden submitter": (hidden(3), ".ipynb_checkpoints: a hidden folder"),
+    "hidden system": (hidden(1), ".ipynb_checkpoints: a hidden folder"),
+    "hidden benchmark": (hidden(0), ".ipynb_checkpoints: a hidden folder"),
+    "closed": (lambda folder: (folder.parents[3] / "closed" / "x").mkdir(parents=True), "another division"),
+    "mapping": (put("../../../model_mapping.json", "{"), "model_mapping.json: the benchmarks here"),
+    "power": (lambda folder: (folder / "Offline/performance/power").mkdir(), "power was not measured"),
+    "nameplate": (power_file, "_power.yaml: power was not measured"),
+    "compliance log": (put("Offline/TEST01/performance/run_1/mlperf_log_detail.txt", "x"), "does not begin with"),
+    "compliance text": (put("Offline/TEST01/verify_accuracy.txt", b"\xff"), "not readable as UTF-8"),
+    "first line": (before(DETAIL, b"\n"), "line 1: LoadGen's log is not readable (it does not begin with :::MLLOG)"),
+    "byte order mark": (before(DETAIL, b"\xef\xbb\xbf"), "does not begin with :::MLLOG"),
+    "latin-1 log": (before(DETAIL, b":::MLLOG \xe9\n"), "LoadGen's log is not readable"),
+    "entry is a list": (line("[]"), "an entry has a key"),
+    "entry is null": (line("null"), "an entry has a key"),
+    "entry is a number": (line("7"), "an entry has a key"),
+    "entry without value": (line('{"key": "a", "metadata": {"is_error": false}}'), "an entry has a key"),
+    "no metadata": (line('{"key": "a", "value": 1, "metadata": null}'), "an entry has a key"),
+    "deep": (line("[" * 100_000), "LoadGen's log is not readable"),
+    "key twice": (
+        line('{"key": "effective_min_duration_ms", "value": 1, "metadata": {"is_error": false}}'),
+        "effective_min_duration_ms stands there 2 times with different values",
+    ),
+    "no result": (without_key("result_samples_per_second"), "result_samples_per_second is missing"),
+    "null result": (logged("result_samples_per_second", "null"), "result_samples_per_second is null"),
+    "zero result": (logged("result_samples_per_second", 0), "result_samples_per_second is 0"),
+    "nan": (logged("result_samples_per_second", "NaN"), "result_samples_per_second is nan"),
+    "text for a number": (logged("effective_min_duration_ms", '"700"'), 'effective_min_duration_ms is "700"'),
+    "list for a number": (logged("effective_min_duration_ms", "[600000]"), "effective_min_duration_ms is [600000]"),
+    "no scenario": (without_key("effective_scenario"), "effective_scenario is missing"),
+    "null count": (
+        logged("effective_accuracy_sample_count", "null", "Offline/accuracy/mlperf_log_detail.txt"),
+        "effective_accuracy_sample_count is null",
+    ),
+    "two dots": (swap(ACCURACY, r'"f1": [\d.]+', '"f1": 7.7.7'), "wanted percents"),
+    "dots alone": (swap(ACCURACY, r'"exact_match": [\d.]+', '"exact_match": ...'), "wanted percents"),
+    "two scores": (before(ACCURACY, b'{"exact_match": 1, "f1": 1..2}\n'), "2 line"),
+    "score in latin-1": (before(ACCURACY, b"\xe9\n"), "not readable as UTF-8"),
+    "measurements null": (put("Offline/measurements.json", "null"), "not a JSON object"),
+    "measurements empty": (put("Offline/measurements.json", "{}"), "missing"),
+    "measurements cut": (put("Offline/measurements.json", '{"retraining": '), "not readable as JSON"),
+    "measurements list": (swap("Offline/measurements.json", '"retraining": ".*"', '"retraining": []'), "wanted a text"),
+    "system cut": (system_file(lambda content: content[:-4]), "not readable as JSON"),
+    "system in UTF-16": (system_file(lambda content: content.decode().encode("utf-16")), "not readable as JSON"),
+    "system list": (system_file(lambda content: b"[%s]" % content), "not a JSON object"),
+    "system key twice": (
+        system_file(lambda content: b'{"status": "available",' + content.lstrip()[1:]),
+        "status: given",
+    ),
+    "status null": (system_field("status", None), "need a value (N/A where there is none): status"),
+    "status number": (system_field("status", 7), "status is 7, wanted a text"),
+    "submitter list": (system_field("submitter", ["Somebody"]), "submitter is ['Somebody'], wanted a text"),
+    "nodes null": (system_field("number_of_nodes", None), "need a value"),
+    "nodes real": (system_field("number_of_nodes", "2.5"), "number_of_nodes is '2.5', wanted a whole number"),
+    "nodes list": (system_field("number_of_nodes", [1]), "number_of_nodes is [1], wanted a text"),
+    "notes list": (system_field("hw_notes", ["a"]), "hw_notes is ['a'], wanted a text"),
+    "network": (system_field("is_network", "false"), "is_network is given"),
+    "network true": (system_field("is_network", True), "is_network is given"),
     "number": (system_field("accelerators_per_node", "N/A"), "accelerators_per_node is 'N/A', wanted a whole number"),
 }
 
@@ -142,6 +245,8 @@ def test_all_faults_are_told_at_once(good, bounds, tmp_path):
 LET_PASS = {
     *("invalid", "error", "cut short", "small query", "other mode", "summary", "bound", "percentile"),
     *("f1", "no f1", "no hash", "other log", "scenario", "user.conf", "documentation", "idle system"),
+    *("closed", "mapping", "power", "nan", "text for a number", "measurements list", "system key twice"),
+    *("hidden benchmark", "dots alone", "entry without value"),
 }
 
 

@@ -60,9 +60,8 @@ def test_the_measurements_come_from_the_models_files(good, model):
     assert found["retraining"] == "yes: fine-tuning of a pretrained encoder, distillation from the unpruned teacher"
     assert set(found["weight_data_types"].split(", ")) == {"int8", "fp32"}
     assert found["input_data_types"] == "int64"
-    documented = (good / "open/Somebody/documentation/README.md").read_text()
-    assert "int8" in documented and "88.000" in documented
-    assert "calibrator `max` over 8" in (good / "open/Somebody/documentation/calibration.md").read_text()
+    (documented,) = (path.read_text() for path in (good / "open/Somebody/documentation").glob("*-bert-99.md"))
+    assert "int8" in documented and "88.000" in documented and "calibrator `max` over\n8 examples" in documented
 
 
 def test_measurements_of_a_finished_teacher_that_nothing_was_done_to(model, tmp_path):
