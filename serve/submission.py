@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 if TYPE_CHECKING:
     from bertjax.mlperf.submission.runs import ScenarioRuns
 
-REFERENCE_HELP = "F1 that the gates are shares of (default 90.874, the MLPerf reference's)"
+REFERENCE_HELP = "F1 in percent that the gates are shares of (default 90.874, the MLPerf reference's)"
 
 
 def main() -> None:
@@ -63,9 +63,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def make(options: argparse.Namespace) -> None:
     """Run or collect, write the tree, and check it."""
+    from bertjax.mlperf.gates import check_percent
     from bertjax.mlperf.submission import measurements, rules, system, tree
     from bertjax.rundir import newest_student
 
+    check_percent(options.reference_f1, "--reference-f1")
     for name in ("system", "submitter", "output"):
         if getattr(options, name) is None:
             raise UserError(f"--{name}: give one; see --help")
@@ -123,10 +125,13 @@ def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRu
 
 def check(arguments: list[str]) -> None:
     """Check a tree that is there."""
+    from bertjax.mlperf.gates import check_percent
+
     parser = argparse.ArgumentParser(prog="submission.py check", description="Check a submission; 1: it has faults.")
     parser.add_argument("directory", type=Path, help="the folder that holds open/")
     parser.add_argument("--reference-f1", type=float, help=REFERENCE_HELP)
     options = parser.parse_args(arguments)
+    check_percent(options.reference_f1, "--reference-f1")
     report(options.directory, options.reference_f1)
 
 

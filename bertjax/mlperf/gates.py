@@ -59,6 +59,16 @@ def judge(f1: float, gate: str, *, model: Path, questions: int, reference: float
     return Verdict(gate=gate, f1=f1, reference=found, whose=whose)
 
 
+def check_percent(f1: float | None, flag: str) -> None:
+    """Refuse a share where a percentage is meant.
+
+    Raises:
+      UserError: it does not lie above 1 and up to 100.
+    """
+    if f1 is not None and not 1 < f1 <= 100:
+        raise UserError(f"{flag} {f1:g}: wanted in percent, such as {REFERENCE_F1}")
+
+
 def reference_f1(model: Path, questions: int) -> tuple[float, str]:
     """The F1 that an accuracy gate is a share of, and whose it is.
 

@@ -11,6 +11,7 @@ from bertjax import rundir
 from bertjax.data.metrics import Score
 from bertjax.engines.timing.layout import Layout
 from bertjax.files import write_file_aside
+from bertjax.identity import digest_folder
 from bertjax.mlperf.conf import OFFICIAL_SECONDS
 from bertjax.mlperf.logs import Performance
 from bertjax.mlperf.timeline import Timing
@@ -27,6 +28,8 @@ class Result:
     scenario: str
     mode: str
     model: str
+    model_digest: str  # of `digest_model`
+    data_digest: str  # SHA-256 of the data file
     backend: str
     description: str
     layout: Layout
@@ -66,6 +69,15 @@ class Result:
             part = "peak" if self.mode == "FindPeakPerformance" else "performance"
             found[part] = about | length | issued | dataclasses.asdict(self.performance)
         return found
+
+
+def digest_model(model: Path) -> str:
+    """Digest of what makes a model directory's answers: its shape, weights and tokenizer, not what was exported.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    return digest_folder(model, "config.json", "model*.safetensors", "tokenizer*.json", "vocab.txt")
 
 
 def record_result(model: Path, result: Result) -> Path | None:

@@ -21,12 +21,13 @@ from bertjax.engines.samples import SampleLibrary, open_library
 from bertjax.engines.timing import warmup
 from bertjax.engines.workers import processes
 from bertjax.errors import UserError, WorkFailed
+from bertjax.identity import digest_file
 from bertjax.machine import resident_bytes
 from bertjax.mlperf import loadgen, prepare
 from bertjax.mlperf.conf import SCORED
 from bertjax.mlperf.logs import read_accuracy, read_peak_rate, read_performance
 from bertjax.mlperf.output import draw_run
-from bertjax.mlperf.result import Result, write_summary
+from bertjax.mlperf.result import Result, digest_model, write_summary
 from bertjax.mlperf.session import Confs, SessionSettings
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
@@ -93,6 +94,8 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         scenario=settings.scenario,
         mode=settings.mode,
         model=settings.model.resolve().name,
+        model_digest=digest_model(settings.model),
+        data_digest=digest_file(settings.data),
         backend=backend.name,
         description=backend.description,
         layout=layout,

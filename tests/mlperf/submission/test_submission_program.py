@@ -51,6 +51,8 @@ def test_the_program_makes_a_tree_from_logs_and_refuses_it(model, settings, made
     [
         (["check", "nowhere"], "no open/SUBMITTER folder"),
         (["--submitter", "me", "--output", "out"], "--system: give one"),
+        (["check", "nowhere", "--reference-f1", "0.8"], "--reference-f1 0.8: wanted in percent"),
+        (["--reference-f1", "908.74"], "--reference-f1 908.74: wanted in percent"),
         (["--system", "nowhere.json", "--submitter", "me", "--output", "out"], "nowhere.json: not readable"),
         (["--system", "s", "--submitter", "a/b", "--output", "out"], "--submitter a/b"),
         (["--system", "s", "--submitter", "me", "--output", "out", "--benchmarks", "bert"], "--benchmarks bert"),

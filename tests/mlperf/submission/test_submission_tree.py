@@ -14,7 +14,7 @@ from bertjax.errors import UserError
 from bertjax.mlperf import session
 from bertjax.mlperf.conf import read_user_conf
 from bertjax.mlperf.logs import read_accuracy, read_detail_log
-from bertjax.mlperf.submission import measurements, runs
+from bertjax.mlperf.submission import measurements, runs, tree
 from bertjax.mlperf.submission.check import check_submission
 from bertjax.modeldir.config import BertConfig
 from tests.mlperf.submission.places import SCENARIOS, WINDOWS, results
@@ -133,10 +133,64 @@ def test_the_user_conf_asks_for_the_same_run(good, made, settings, tmp_path):
 def test_logs_are_collected_and_scored(settings, made, tmp_path):
     found = runs.collect_runs(settings.log_root, SCENARIOS, model=settings.model, data=settings.data, windows=WINDOWS)
     assert found == made
-    for path in shutil.copytree(settings.log_root, tmp_path / "logs").glob("*/*/run.json"):
-        path.unlink()
-    found = runs.collect_runs(tmp_path / "logs", ["Server"], model=settings.model, data=settings.data, windows=WINDOWS)
-    assert found[0].facts == {} and found[0].score == made[1].score
+    shutil.copytree(settings.log_root, tmp_path / "logs")
     shutil.rmtree(tmp_path / "logs" / "Server" / "AccuracyOnly")
     with pytest.raises(UserError, match="no logs in Server/AccuracyOnly"):
         runs.collect_runs(tmp_path / "logs", SCENARIOS, model=settings.model, data=settings.data, windows=WINDOWS)
+
+
+@pytest.mark.parametrize("mode", runs.MODES)
+@pytest.mark.parametrize("name", ["model", "data"])
+def test_logs_of_another_model_or_of_other_data_are_not_collected(settings, made, tmp_path, mode, name):
+    def collect():
+        return runs.collect_runs(root, ["Offline"], model=settings.model, data=settings.data, windows=WINDOWS)
+
+    root = shutil.copytree(settings.log_root, tmp_path / "logs")
+    path = root / "Offline" / mode / "summary.json"
+    said = json.loads(path.read_text())
+    path.write_text(json.dumps(said | {f"{name}_digest": "0" * 64}))
+    with pytest.raises(UserError, match=f"Offline/{mode}: a run of another {name}"):
+        collect()
+    path.write_text(json.dumps({key: value for key, value in said.items() if key != f"{name}_digest"}))
+    with pytest.raises(UserError, match=f"says of which {name} the run was; .*--scenario Offline --mode {mode}"):
+        collect()
+
+
+def test_a_system_and_a_benchmark_are_added_beside_what_is_there(good, bounds, model, made, machine, tmp_path):
+    root = shutil.copytree(good, tmp_path / "tree")
+    shutil.rmtree(results(root, "bert-99.9"))
+    kept = {path: path.read_bytes() for path in (root / "open" / "Somebody" / "results").rglob("*.*") if path.is_file()}
+    one = tree.Submission(model=model, submitter="Somebody", system=machine, benchmarks=("bert-99.9",), runs=made[:1])
+    tree.write_tree(root, one)  # another benchmark, of one scenario
+    other = machine | {"system_name": "another machine", "system_type": "edge"}
+    tree.write_tree(root, dataclasses.replace(one, system=other, benchmarks=("bert-99",), runs=made))
+    assert all(path.read_bytes() == content for path, content in kept.items())
+    found = check_submission(root, bounds)
+    assert len(found.results) == 3 + 1 + 3 and len({row[0] for row in found.results}) == 2
+    assert [fault.partition(": ")[2][:7] for fault in found.faults] == ["missing"] * 2  # Server and SingleStream
+    with pytest.raises(UserError, match="describes another machine of that name \\(cooling differ"):
+        tree.write_tree(root, dataclasses.replace(one, system=machine | {"cooling": "water"}))
+
+
+def test_a_run_with_another_tokenizer_graph_or_library_is_made_again(settings, made, monkeypatch, tmp_path):
+    copied = shutil.copytree(settings.log_root, tmp_path / "logs")
+    directory = shutil.copytree(settings.model.parent, tmp_path / "run") / settings.model.name
+    again = dataclasses.replace(settings, log_root=copied, model=directory)
+    monkeypatch.setattr(session, "run", lambda one: pytest.fail("nothing has changed"))
+    runs.make_runs(again, SCENARIOS, print)
+
+    def run(one):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(session, "run", run)
+    for name in ("tokenizer.json", "model.cpu.onnx"):
+        content = (directory / name).read_bytes()
+        (directory / name).write_bytes(content + b" ")
+        with pytest.raises(KeyboardInterrupt):
+            runs.make_runs(
+                dataclasses.replace(again, log_root=shutil.copytree(copied, tmp_path / name)), SCENARIOS, print
+            )
+        (directory / name).write_bytes(content)
+    monkeypatch.setattr(runs, "package_versions", lambda: {"onnxruntime": "1.0"})
+    with pytest.raises(KeyboardInterrupt):
+        runs.make_runs(again, SCENARIOS, print)
