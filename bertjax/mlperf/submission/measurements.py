@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +65,7 @@ def _made_stages(model: Path) -> dict[str, Any]:
     return rundir.made_stages(rundir.read_metrics(folder), _settings(model)) if folder else {}
 
 
-def _settings(model: Path) -> Mapping[str, Any]:
+def _settings(model: Path) -> dict[str, Any]:
     folder = run_folder(model)
     settings = rundir.read_settings(folder) if folder else {}
     if not settings:
@@ -77,7 +76,7 @@ def _settings(model: Path) -> Mapping[str, Any]:
     return settings
 
 
-def _origin(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+def _origin(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings of the run that made the teacher, where a run began with the finished teacher of another one."""
     met: set[Path] = set()
     while teacher := settings.get("teacher"):
@@ -90,7 +89,7 @@ def _origin(settings: Mapping[str, Any]) -> Mapping[str, Any]:
     return settings
 
 
-def _starting_weights(settings: Mapping[str, Any]) -> str:
+def _starting_weights(settings: dict[str, Any]) -> str:
     source = settings.get("teacher") or settings.get("encoder")
     if not source:
         return "none: pretrained from random weights"
@@ -99,7 +98,7 @@ def _starting_weights(settings: Mapping[str, Any]) -> str:
     return f"model.safetensors of {source if is_hub_name else Path(source).resolve().name}"
 
 
-def _retraining(model: Path, settings: Mapping[str, Any]) -> str:
+def _retraining(model: Path, settings: dict[str, Any]) -> str:
     done = []
     if not settings.get("teacher"):
         origin = "a pretrained encoder" if settings.get("encoder") else "an encoder pretrained from random weights"

@@ -16,13 +16,13 @@ from bertjax.errors import WorkFailed
 from bertjax.mlperf.logs import read_entries
 
 
-def read_text(path: Path, faults: list[str]) -> str:
-    """A UTF-8 file's text; empty if it cannot be read."""
+def read_text(path: Path, faults: list[str]) -> str | None:
+    """A UTF-8 file's text; None if it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         faults.append(f"{path}: not readable as UTF-8 text ({error})")
-        return ""
+        return None
 
 
 def read_object(path: Path, faults: list[str]) -> dict[str, Any]:

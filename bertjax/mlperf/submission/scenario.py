@@ -40,7 +40,7 @@ def scenario_faults(folder: Path, bounds: Bounds) -> tuple[list[str], tuple[str,
         parsed = _check_score(folder / "accuracy" / "accuracy.txt", folder.parent.name, bounds, faults)
     if "accuracy/mlperf_log_accuracy.json" not in missing:
         path = folder / "accuracy" / "mlperf_log_accuracy.json"
-        faults += [f"{path}: {fault}" for fault in _accuracy_log_faults(path, parsed and parsed.digest)]
+        faults += [f"{path}: {fault}" for fault in _accuracy_log_faults(path, parsed.digest if parsed else None)]
     shown = f"{result:,}" if result is not None else "-"
     f1 = f"{parsed.score.f1:.3f}" if parsed and parsed.score else "-"
     return faults, (shown, rules.RESULTS[folder.name][1], f1)
@@ -84,7 +84,7 @@ def _check_performance(log_dir: Path, scenario: str, bounds: Bounds, faults: lis
     _check_run(log, path, scenario, "PerformanceOnly", faults)
     numbers = log.numbers(rules.performance_numbers(scenario))
     truths = {key: log.truth(key) for key in rules.performance_truths(scenario)}
-    summary = read_text(log_dir / "mlperf_log_summary.txt", faults)
+    summary = read_text(log_dir / "mlperf_log_summary.txt", faults) or ""
     faults += [f"{path}: {fault}" for fault in _validity_faults(log, summary)]
     faults += [f"{path}: {fault}" for fault in _performance_faults(numbers, scenario, bounds)]
     faults += [
@@ -157,8 +157,11 @@ def _check_run(log: DetailLog, path: Path, scenario: str, mode: str, faults: lis
     faults += [f"{path}: LoadGen logged an error: {error}" for error in log.errors]
 
 
-def _check_score(path: Path, benchmark: str, bounds: Bounds, faults: list[str]) -> accuracy.Parsed:
-    parsed = accuracy.parse_accuracy(read_text(path, faults))
+def _check_score(path: Path, benchmark: str, bounds: Bounds, faults: list[str]) -> accuracy.Parsed | None:
+    text = read_text(path, faults)
+    if text is None:
+        return None
+    parsed = accuracy.parse_accuracy(text)
     faults += [f"{path}: {fault}" for fault in parsed.faults]
     share = rules.BENCHMARKS[benchmark]
     gate = share * bounds.reference_f1

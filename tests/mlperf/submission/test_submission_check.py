@@ -160,10 +160,11 @@ FAULTS = {
     "system field": (system_field("cooling", ""), "need a value (N/A where there is none): cooling"),
     "submitter": (system_field("submitter", "Another"), "submitter is 'Another', wanted 'Somebody'"),
     # Each of these ends MLCommons' checker in a traceback, or is refused by it.
-    "hidden submitter": (hidden(3), ".ipynb_checkpoints: a hidden folder"),
-    "hidden system": (hidden(1), ".ipynb_checkpoints: a hidden folder"),
-    "hidden benchmark": (hidden(0), ".ipynb_checkpoints: a hidden folder"),
-    "closed": (lambda folder: (folder.parents[3] / "closed" / "x").mkdir(parents=True), "another division"),
+    "hidden submitter": (hidden(4), ".ipynb_checkpoints: a hidden folder"),
+    "hidden system": (hidden(2), ".ipynb_checkpoints: a hidden folder"),
+    "hidden benchmark": (hidden(1), ".ipynb_checkpoints: a hidden folder"),
+    "hidden scenario": (hidden(0), ".ipynb_checkpoints: a hidden folder"),
+    "closed": (lambda folder: (folder.parents[4] / "closed" / "x").mkdir(parents=True), "another division"),
     "mapping": (put("../../../model_mapping.json", "{"), "model_mapping.json: the benchmarks here"),
     "power": (lambda folder: (folder / "Offline/performance/power").mkdir(), "power was not measured"),
     "nameplate": (power_file, "_power.yaml: power was not measured"),
@@ -229,7 +230,7 @@ def test_each_fault_is_told_once(good, bounds, tmp_path, name):
     spoil(results(root))
     (fault,) = check_submission(root, bounds).faults
     assert told in fault and "\n" not in fault
-    assert fault.startswith("open/Somebody/") and fault.count("open/Somebody/") == 1
+    assert fault.startswith(("open/Somebody/", "open/.ipynb", "closed: ")) and fault.count("open/Somebody/") < 2
 
 
 def test_all_faults_are_told_at_once(good, bounds, tmp_path):
@@ -245,7 +246,7 @@ def test_all_faults_are_told_at_once(good, bounds, tmp_path):
 LET_PASS = {
     *("invalid", "error", "cut short", "small query", "other mode", "summary", "bound", "percentile"),
     *("f1", "no f1", "no hash", "other log", "scenario", "user.conf", "documentation", "idle system"),
-    *("closed", "mapping", "power", "nan", "text for a number", "measurements list", "system key twice"),
+    *("nan", "key twice", "system key twice"),
     *("hidden benchmark", "dots alone", "entry without value"),
 }
 
@@ -272,8 +273,11 @@ def test_the_official_checker_passes_the_tree_and_lets_some_faults_pass(good, bo
     done = official_check(good, bounds, tmp_path / "summary.csv")
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Results=6, NoResults=0" in done.stderr and "submission looks OK" in done.stderr
-    for name, (spoil, _) in FAULTS.items():
-        root = shutil.copytree(good, tmp_path / name)
+    passed = set()
+    for number, (name, (spoil, _)) in enumerate(FAULTS.items()):
+        root = shutil.copytree(good, tmp_path / str(number))
         shutil.rmtree(results(root, "bert-99.9"))
         spoil(results(root))
-        assert (official_check(root, bounds, tmp_path / "summary.csv").returncode == 0) == (name in LET_PASS), name
+        if official_check(root, bounds, tmp_path / "summary.csv").returncode == 0:
+            passed.add(name)
+    assert passed == LET_PASS, sorted(passed ^ LET_PASS)
