@@ -183,7 +183,7 @@ def test_a_run_with_another_tokenizer_graph_or_library_is_made_again(settings, m
         raise KeyboardInterrupt
 
     monkeypatch.setattr(session, "run", run)
-    for name in ("tokenizer.json", "model.cpu.onnx"):
+    for name in ("vocab.txt", "model.cpu.onnx"):
         content = (directory / name).read_bytes()
         (directory / name).write_bytes(content + b" ")
         with pytest.raises(KeyboardInterrupt):
