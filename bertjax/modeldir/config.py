@@ -27,12 +27,12 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What of a model directory is INT8, and how its scales came to be. The scales are tensors in `model.safetensors`.
+    """The INT8 parts of a model and the origin of their scales, which are tensors in `model.safetensors`.
 
-    Inputs and weights of the encoder's dense layers always are. Inputs have one scale per tensor; or one per feature
-    (see `fakequant`), but for what attention gives. `attention` adds Q, K, V and the softmax's output, the
-    inputs of the two attention products. `residual` lets a block's residual add read what its first dense layer reads,
-    so that the LayerNorm before it needs to write nothing but INT8.
+    Inputs and weights of the encoder's dense layers are always INT8. Inputs have one scale per tensor, or one per
+    feature (see `fakequant`) except for attention's output. `attention` adds Q, K, V and the softmax's output, the
+    inputs of the two attention products. `residual` lets a block's residual add read the input of its first dense
+    layer, so that the LayerNorm before it writes nothing but INT8.
     """
 
     calibrator: Calibrator
