@@ -5,7 +5,7 @@ STAMP  := $(VENV)/.installed
 EXTRAS ?= dev,trt-rtx
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types matrix run clean
+.PHONY: help install demo test lint types matrix run audit clean
 
 help:  ## this list
 	@sed -nE 's/^([a-z]+):.*  ## (.*)/\1|\2/p' $(MAKEFILE_LIST) | while IFS='|' read name text; do printf '%-9s%s\n' "$$name" "$$text"; done
@@ -36,8 +36,11 @@ test: lint  ## lint, then all tests
 matrix:  ## export and serving with the oldest and the newest ONNX libraries that are allowed
 	PYTHON=$(PYTHON) .ci/matrix
 
-run: $(STAMP)  ## LoadGen in MLPerf's words: RUN_ARGS="--benchmarks=bert --scenarios=Offline --config_ver=default --test_mode=PerformanceOnly"
+run: $(STAMP)  ## LoadGen in MLPerf's words: RUN_ARGS="--benchmarks=bert --scenarios=Offline --test_mode=PerformanceOnly"
 	$(BIN)/python serve/audit.py $(RUN_ARGS)
 
-clean:  ## remove .venv and build/
-	rm -rf $(VENV) build
+audit: $(STAMP)  ## MLCommons' compliance test TEST01; RUN_ARGS as of run
+	$(BIN)/python serve/audit.py --audit_test=TEST01 $(RUN_ARGS)
+
+clean:  ## remove .venv and what pip built; logs and figures in build/ stay
+	rm -rf $(VENV) build/lib* build/bdist.*

@@ -45,16 +45,17 @@ def test_loadgen_serves_the_newest_student_and_records_it(folder):
 
 
 def test_audit_passes_and_misses_its_gate(folder):
-    arguments = ["--benchmarks=bert", "--scenarios=Offline", "--backend=onnxruntime"]
+    arguments = ["--benchmarks=bert-99", "--scenarios=offline", "--backend=onnxruntime"]
     audit = folder / "audit.config"  # as an auditor leaves it
     audit.write_text("*.*.min_duration = 300\n")
-    done = call(folder, "audit.py", *arguments, "--test_mode=SubmissionRun", "--config_ver=default")
+    done = call(folder, "audit.py", *arguments, "--test_mode=submissionrun")
     audit.unlink()
     assert done.returncode == 0 and "passed" in done.stdout, done.stdout + done.stderr
     assert "Samples per second" in done.stdout and "Audit    : audit.config" in done.stdout
-    arguments.append("--test_mode=AccuracyOnly")
-    done = call(folder, "audit.py", *arguments, "--config_ver=high_accuracy", "--reference-f1=101")
-    assert done.returncode == 1 and "target 100.899" in done.stdout and "gate high_accuracy missed" in done.stderr
+    arguments = [*arguments[1:], "--test_mode=AccuracyOnly", "--config_ver=default,high_accuracy"]
+    done = call(folder, "audit.py", *arguments, "--reference-f1=101")
+    assert done.returncode == 1 and "target 99.990" in done.stdout and "target 100.899" in done.stdout
+    assert "gate default missed in Offline; accuracy gate high_accuracy missed in Offline" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -71,9 +72,11 @@ def test_audit_passes_and_misses_its_gate(folder):
         ("loadgen.py", ["--audit-conf", "broken.json"], "broken.json:1"),
         ("loadgen.py", ["--mode", "FindPeakPerformance"], "--mode FindPeakPerformance"),
         ("loadgen.py", ["--find-peak"], "--find-peak: goes with --scenario Server"),
-        ("audit.py", ["--test_mode=Fast"], "--mode Fast"),
-        ("audit.py", ["--scenarios=Offline,Sever"], "--scenario Sever"),
-        ("audit.py", ["--config_ver=fast"], "--config_ver=fast"),
+        ("audit.py", ["--test_mode=Fast"], "--test_mode=Fast: unknown"),
+        ("audit.py", ["--scenarios=offline,Sever"], "--scenarios=Sever: unknown"),
+        ("audit.py", ["--config_ver=default,fast"], "--config_ver=fast: unknown"),
+        ("audit.py", ["--benchmarks=bert-99,resnet50"], "--benchmarks=resnet50: unknown"),
+        ("audit.py", ["--audit_test=TEST04"], "--audit_test=TEST04: bert is exempt"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(folder, program, arguments, told):
@@ -107,10 +110,12 @@ def test_an_official_run_ends_within_seconds_and_leaves_no_process(folder, tmp_p
     wait_until(lambda: not Path(f"/proc/{child}/cmdline").exists() or not Path(f"/proc/{child}/cmdline").read_bytes())
 
 
-@pytest.mark.parametrize("moment", [0.5, 1.0, 1.5, 2.0, 2.8])  # seconds: reading, opening, measuring, running, scoring
-def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment):
+# Seconds: reading, opening, measuring, running, scoring; with workers: opening, running.
+@pytest.mark.parametrize(("moment", "workers"), [(0.5, 0), (1.0, 0), (1.5, 0), (2.0, 0), (2.8, 0), (1.5, 2), (2.5, 2)])
+def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment, workers):
     command = [sys.executable, ROOT / "serve" / "loadgen.py", "--scenario", "Server", "--mode", "SubmissionRun"]
     command += ["--duration", "1", "--backend", "onnxruntime", "--logs", tmp_path]
+    command += ["--workers", str(workers)] if workers else []
     marker = f"BERTJAX_TEST={tmp_path}"  # every descendant inherits it
     environment = os.environ | {"PYTHONPATH": str(ROOT)} | dict([marker.split("=")])
     process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -118,7 +123,7 @@ def test_ctrl_c_at_any_moment_leaves_no_process(folder, tmp_path, moment):
     process.send_signal(signal.SIGINT)
     output, errors = process.communicate(timeout=20)
     assert process.returncode == 130 or (process.returncode == 0 and b"Recorded in" in output), errors
-    assert b"Traceback" not in errors
+    assert b"Traceback" not in errors and b"Fatal" not in errors
     wait_until(lambda: not _marked(marker))
 
 

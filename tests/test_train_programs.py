@@ -42,7 +42,7 @@ def _program(name: str) -> str:
         (["sweep.py", "--flops-reduction", "0.5,abc"], "--flops-reduction 0.5,abc: must be numbers with commas"),
         (["sweep.py", "--flops-reduction", "0.5,2"], "--flops-reduction 0.5: must lie between 1 and 32"),
         (["distill.py", "--pruning-rounds", "0"], "--pruning-rounds 0: must be at least 1"),
-        (["distill.py", "--ema", "1"], "--ema 1: must lie between 0 and 1"),
+        (["distill.py", "--ema", "1"], "--ema 1: must be at least 0 and less than 1"),
         (["finetune.py", "--output", "x"], "--encoder: not given"),
         (["pretrain.py", "--text-file", "none.txt", "--output", "x", "--hidden", "30", "--heads", "4"], "--hidden 30"),
     ],

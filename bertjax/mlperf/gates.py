@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Iterable
 from pathlib import Path
 
 from bertjax import rundir
@@ -15,6 +17,9 @@ GATES = {"default": 0.99, "high_accuracy": 0.999}  # shares of the FP32 referenc
 REFERENCE_MODEL = "bert-large-uncased-whole-word-masking-finetuned-squad"
 REFERENCE_QUESTIONS = 10_570
 REFERENCE_F1 = 90.874
+
+
+BENCHMARKS = {"bert-99": "default", "bert-99.9": "high_accuracy"}  # MLPerf's names for a model at a gate
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +45,44 @@ class Verdict:
             f"Accuracy gate {self.gate}: F1 {self.f1:.3f}, target {self.target:.3f} = {GATES[self.gate]:.1%} of"
             f" {self.reference:.3f} ({self.whose}): {'passed' if self.passed else 'MISSED'}"
         )
+
+
+def read_names(flag: str, text: str, known: Iterable[str]) -> list[str]:
+    """Known names out of a comma list, in its order; case, hyphens, underscores and blanks may differ.
+
+    Raises:
+      UserError: a name is unknown, or there is none.
+    """
+    spellings = {_plain(name): name for name in known}
+    parts = [part for part in text.split(",") if part.strip()]
+    unknown = [part.strip() for part in parts if _plain(part) not in spellings]
+    if unknown or not parts:
+        raise UserError(f"{flag}={','.join(unknown) or text}: unknown; choose of {', '.join(spellings.values())}")
+    return list(dict.fromkeys(spellings[_plain(part)] for part in parts))
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[-_\s]", "", name.lower())
+
+
+def read_gates(benchmarks: str, versions: str | None) -> list[str]:
+    """The gates that an auditor's --benchmarks and --config_ver ask for.
+
+    `bert` is held to the gates of --config_ver (by default `default`), `bert-99` and `bert-99.9` to their own.
+
+    Raises:
+      UserError: a name is unknown, or a benchmark's gate is not among the versions that are given.
+    """
+    given = read_names("--config_ver", versions, GATES) if versions else []
+    found: list[str] = []
+    for name in read_names("--benchmarks", benchmarks, ("bert", *BENCHMARKS)):
+        if name == "bert":
+            found += given or ["default"]
+        elif given and BENCHMARKS[name] not in given:
+            raise UserError(f"--benchmarks={name}: its --config_ver is {BENCHMARKS[name]}, not {versions}")
+        else:
+            found.append(BENCHMARKS[name])
+    return list(dict.fromkeys(found))
 
 
 def judge(f1: float, gate: str, *, model: Path, questions: int, reference: float | None) -> Verdict:

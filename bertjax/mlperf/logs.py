@@ -18,6 +18,7 @@ from bertjax.errors import WorkFailed
 from bertjax.files import disk_error
 
 LOGS = Path("build/logs")
+ACCURACY_LOG = "mlperf_log_accuracy.json"
 PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
 _MARK = ":::MLLOG"
 
@@ -176,20 +177,28 @@ def read_accuracy(log_dir: Path, dataset: Dataset) -> Score:
     return score(dataset.examples, predict(dataset.examples, dataset.windows, starts, ends))
 
 
+def read_answers(log_dir: Path) -> list[tuple[int, bytes]]:
+    """Windows and their answers in the order of `mlperf_log_accuracy.json`: all of an accuracy run, some of an audited.
+
+    Raises:
+      WorkFailed: LoadGen left no such log, or one that cannot be read.
+    """
+    path = Path(log_dir) / ACCURACY_LOG
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+        return [(int(entry["qsl_idx"]), bytes.fromhex(entry["data"])) for entry in entries]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
+
+
 def read_logits(log_dir: Path, dataset: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:
     """Start and end logits of every window, float32 [tokens] each.
 
     Raises:
       WorkFailed: the log is unreadable, or a window has no answer or one of another length.
     """
-    path = Path(log_dir) / "mlperf_log_accuracy.json"
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
-    found: dict[int, np.ndarray] = {}
-    for entry in entries:
-        found[entry["qsl_idx"]] = np.frombuffer(bytes.fromhex(entry["data"]), np.float32).reshape(-1, 2)
+    path = Path(log_dir) / ACCURACY_LOG
+    found = {index: np.frombuffer(data, np.float32).reshape(-1, 2) for index, data in read_answers(log_dir)}
     count = len(dataset.windows)
     fits = (index in found and len(found[index]) == len(window) for index, window in enumerate(dataset.windows))
     # MultiStream repeats samples to fill its last query, so there may be more answers than windows.

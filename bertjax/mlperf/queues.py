@@ -23,7 +23,7 @@ _Waiting = tuple[float, int, int]  # when it arrived, LoadGen's id, the dataset'
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Batch:
+class SampleBatch:
     """Samples that run together, padded to `length`: LoadGen's `ids` and the dataset's `indices`, one a row.
 
     Plain integers: for the few of a batch they cost less than arrays do.
@@ -39,7 +39,7 @@ class BatchQueue(Protocol):
 
     def put(self, ids: Sequence[int], indices: Sequence[int]) -> None: ...
 
-    def take(self) -> Batch | None:
+    def take(self) -> SampleBatch | None:
         """Wait for the next batch; None once the queue is closed and empty."""
         ...
 
@@ -51,7 +51,7 @@ class PlannedQueue:
 
     def __init__(self, lengths: np.ndarray, *, tokens: int):
         self._lengths, self._tokens, self._longest = lengths, tokens, int(lengths.max())
-        self._queue: queue.SimpleQueue[Batch | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[SampleBatch | None] = queue.SimpleQueue()
 
     def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
         samples, windows = np.array(ids, np.int64), np.array(indices, np.int64)
@@ -60,9 +60,9 @@ class PlannedQueue:
         )
         for plan in reversed(plans):  # the long ones first, so that workers end at about the same time
             rows = plan.rows
-            self._queue.put(Batch(ids=samples[rows].tolist(), indices=windows[rows].tolist(), length=plan.length))
+            self._queue.put(SampleBatch(ids=samples[rows].tolist(), indices=windows[rows].tolist(), length=plan.length))
 
-    def take(self) -> Batch | None:
+    def take(self) -> SampleBatch | None:
         batch = self._queue.get()
         if batch is None:
             self._queue.put(None)  # for the next worker
@@ -110,7 +110,7 @@ class DynamicQueue:
         self._taking = threading.Lock()  # guards all below
         self._waiting: collections.deque[_Waiting] = collections.deque()  # in order of arrival
         self._late: collections.deque[_Waiting] = collections.deque()
-        self._planned: collections.deque[Batch] = collections.deque()
+        self._planned: collections.deque[SampleBatch] = collections.deque()
         self._closed = False
 
     def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
@@ -118,7 +118,7 @@ class DynamicQueue:
         for sample, index in zip(ids, indices, strict=True):
             put((now, sample, index))
 
-    def take(self) -> Batch | None:
+    def take(self) -> SampleBatch | None:
         with self._taking:
             idle = not (self._waiting or self._late or self._planned)
             if idle and not self._closed:
@@ -159,9 +159,9 @@ class DynamicQueue:
             self._planned.append(batch)
         source.extendleft(sorted((one for samples in batches for one in samples), reverse=True))
 
-    def _batch(self, samples: Sequence[_Waiting]) -> Batch:
+    def _batch(self, samples: Sequence[_Waiting]) -> SampleBatch:
         _, ids, indices = zip(*samples, strict=True)
-        return Batch(ids=list(ids), indices=list(indices), length=self._padded[indices[-1]])
+        return SampleBatch(ids=list(ids), indices=list(indices), length=self._padded[indices[-1]])
 
 
 def cheapest_batches(lengths: Sequence[int], *, tokens: int, cost: BatchCost) -> list[tuple[int, int]]:

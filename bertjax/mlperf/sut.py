@@ -14,7 +14,7 @@ import numpy as np
 from bertjax.data.batching import padded_length
 from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary
-from bertjax.mlperf.queues import Batch, BatchQueue
+from bertjax.mlperf.queues import BatchQueue, SampleBatch
 
 # complete(ids, logits, lengths): answer samples, one a row; logits float32 [rows, length, 2].
 Complete = Callable[[Sequence[int], np.ndarray, Sequence[int]], None]
@@ -63,7 +63,7 @@ class SystemUnderTest:
                 return
             for sample, row in zip(ids, indices, strict=True):
                 length = padded_length(self._library.sizes[row], self._multiple, self._library.longest)
-                self._run(Batch(ids=[sample], indices=[row], length=length))
+                self._run(SampleBatch(ids=[sample], indices=[row], length=length))
         except Exception as error:
             self.failure = error
 
@@ -81,7 +81,7 @@ class SystemUnderTest:
         except Exception as error:
             self.failure = error
 
-    def _run(self, batch: Batch) -> None:
+    def _run(self, batch: SampleBatch) -> None:
         starts, ends = self._backend.infer(*self._library.gather(batch.indices, batch.length))
         logits = np.empty((*starts.shape, 2), np.float32)
         logits[..., 0], logits[..., 1] = starts, ends

@@ -31,7 +31,7 @@ class IntegerDense(nnx.Module):
 
 
 def use_integers(model: BertForQuestionAnswering) -> None:
-    """Put an `IntegerDense` in place of every quantized dense layer of a model, which can then no longer be trained."""
+    """Put an `IntegerDense` in place of every quantized dense layer of a model; it can no longer be trained."""
     for layer in model.bert.encoder.layer:
         attention = layer.attention.self
         if attention is not None:

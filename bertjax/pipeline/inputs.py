@@ -1,4 +1,4 @@
-"""Where a run's data and teacher come from: files, the hub, the public SQuAD, or the embedded default."""
+"""The data files of a run, and its training and validation windows."""
 
 from __future__ import annotations
 

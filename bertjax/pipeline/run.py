@@ -38,7 +38,7 @@ class Run:
 
     @property
     def cache(self) -> Path:
-        """Where the teacher's importance and outputs are kept."""
+        """The folder that keeps the teacher's importance and outputs."""
         return Path(self.settings.cache) if self.settings.cache else self.folder / "work"
 
     def directory(self, stage: str) -> Path:
@@ -71,7 +71,7 @@ class Run:
 
     @functools.cached_property
     def targets(self) -> Targets:
-        """The teacher's outputs for the training windows, kept on disk if the settings lend as much."""
+        """The teacher's outputs for the training windows, kept on disk within the settings' `cache_gib`."""
         model = self.load("teacher")
         layers = self.settings.distillation.teacher_layers(len(model.config.layers))
         teacher = Teacher(model=model, layers=layers)

@@ -155,11 +155,12 @@ def main() -> None:
         backend = task.open_with(streams=task.streams, threads=task.threads)
     except Exception as error:
         control.send(_sendable(error))
-        return
+        os._exit(1)
     control.send(About.of(backend, task.streams))
     for pipe, exchange in zip(task.pipes, task.exchanges, strict=True):
         threading.Thread(target=_serve_lane, args=(backend, Connection(pipe), Exchange(exchange)), daemon=True).start()
     _serve_control(backend, control)
+    os._exit(0)  # other threads may be in the engine, and Python's own way out would wait for them or abort
 
 
 def _serve_lane(backend: Backend, pipe: Connection, exchange: Exchange) -> None:

@@ -59,7 +59,10 @@ def how_it_ended(code: int) -> str:
 
 def end_with_parent() -> None:
     """End this process when the one that holds the other end of its stdin closes it or is gone."""
-    sys.stdin.buffer.read()  # nothing more comes
-    if ray_workers := sys.modules.get("bertjax.engines.workers.ray"):
-        ray_workers.leave()
-    os._exit(1)
+    while os.read(0, 1 << 16):  # nothing more comes; not through `sys.stdin`, whose lock Python wants when it ends
+        pass
+    try:
+        if ray_workers := sys.modules.get("bertjax.engines.workers.ray"):
+            ray_workers.leave()
+    finally:
+        os._exit(1)

@@ -64,8 +64,9 @@ def close_ray(pool: WorkerPool) -> None:
 
 def leave() -> None:
     """Leave the cluster, and end it if it was started here: its processes would outlive this one by a minute or two."""
-    if ray := sys.modules.get("ray"):
-        ray.shutdown()
+    shutdown = getattr(sys.modules.get("ray"), "shutdown", None)  # None too while it is being imported
+    if shutdown is not None:
+        shutdown()
 
 
 def plan_places(nodes: Sequence[dict[str, Any]], workers: int | None) -> list[Place]:
