@@ -29,6 +29,7 @@ import concurrent.futures
 import dataclasses
 import tempfile
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import onnx
@@ -39,7 +40,7 @@ from bertjax import machine, programs, rundir
 from bertjax.data.batching import BatchPlan
 from bertjax.engines.backend import CPU_ENGINES, Backend
 from bertjax.engines.choose import cpu_graph, open_backend
-from bertjax.engines.kernels import dense_kernels, format_share
+from bertjax.engines.kernels import CpuEngine, dense_kernels, format_share
 from bertjax.engines.openvino import OpenVINOBackend
 from bertjax.engines.timing.compare import Passes, interleaved, offline_passes, single_passes, steady_medians
 from bertjax.engines.timing.layout import core_shares
@@ -67,7 +68,9 @@ class Contender:
     def integer_share(self) -> str | None:
         """How many of the encoder's dense layers run on integer kernels, after a pass: `36 of 36`."""
         backend = self.passes.backend
-        return format_share(dense_kernels(self.config, backend)) if backend.name in CPU_ENGINES else None
+        if backend.name not in CPU_ENGINES:
+            return None
+        return format_share(dense_kernels(self.config, cast(CpuEngine, backend)))
 
 
 def open_contenders(options: argparse.Namespace, baseline: Path) -> list[Contender]:

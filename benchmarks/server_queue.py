@@ -29,7 +29,7 @@ from bertjax.engines.choose import open_backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE, open_library
 from bertjax.engines.timing.cost import BatchCost, batch_cost
 from bertjax.mlperf.conf import SERVER_BOUND_MILLISECONDS
-from bertjax.mlperf.queues import Batch, BatchQueue, DynamicQueue
+from bertjax.mlperf.queues import BatchQueue, DynamicQueue, SampleBatch
 
 BOUND = SERVER_BOUND_MILLISECONDS / 1e3  # seconds, of the 99th percentile
 SEEDS = range(3)  # of arrivals; the mean of their p99 counts
@@ -94,7 +94,7 @@ class OldestFirst:
             length = padded_length(int(self._serving.lengths[index]), LENGTH_MULTIPLE, longest)
             self._waiting.append((sample, index, length))
 
-    def take(self) -> Batch:
+    def take(self) -> SampleBatch:
         length, share = self._waiting[0][2], -(-len(self._waiting) // self._serving.streams)
         room = 1 if self._alone else max(1, min(share, self._serving.tokens // length))
         like = sorted(
@@ -104,7 +104,7 @@ class OldestFirst:
         for one in taken:
             self._waiting.remove(one)
         ids, indices, _ = zip(*taken, strict=True)
-        return Batch(ids=list(ids), indices=list(indices), length=length)
+        return SampleBatch(ids=list(ids), indices=list(indices), length=length)
 
     def close(self) -> None: ...
 
