@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import dataclasses
 import functools
-import importlib.metadata
 import os
 import platform
 from collections.abc import Iterator
@@ -49,6 +48,8 @@ def resident_bytes() -> int | None:
 
 def package_versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on; a package that is not installed is left out."""
+    import importlib.metadata  # here, as it takes longer than all else that a program imports before `main`
+
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:

@@ -1,9 +1,10 @@
-"""What programs share: exit codes, and the one line that says what went wrong."""
+"""The frame of every program: exit codes, and the one line that says what went wrong."""
 
 from __future__ import annotations
 
 import _thread
 import os
+import signal
 import sys
 import threading
 from collections.abc import Callable
@@ -18,12 +19,16 @@ def run(
     """Run a program's `main` and end the process: 0 done, 1 failed, 2 wrong input, 130 and the line `interrupted`.
 
     On Linux the program first starts itself again with glibc's allocator set to keep freed memory, which can only be
-    set from outside; whoever sets GLIBC_TUNABLES decides for himself.
+    set from outside; GLIBC_TUNABLES in the environment overrides it. A Ctrl-C that falls into its imports then
+    waits for `main`.
     """
     if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": ALLOCATOR})
     sys.unraisablehook = _interrupt_again
     try:
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         main()
         code = 0
     except UserError as error:

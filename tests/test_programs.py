@@ -50,6 +50,20 @@ def test_an_interrupt_that_falls_into_a_destructor_is_not_lost():
     assert done.returncode == 130 and "went on" not in done.stdout
 
 
+def test_an_interrupt_of_the_imports_before_main_is_not_lost():
+    """The signal comes when the program has started itself again, before it calls `programs.run`."""
+    script = (
+        "import os, signal\n"
+        "if 'GLIBC_TUNABLES' in os.environ: os.kill(os.getpid(), signal.SIGINT)\n"
+        "from bertjax import programs\n"
+        "programs.run(lambda: print('went on'))"
+    )
+    inherited = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command, environment = [sys.executable, "-c", script], inherited | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "") and "Traceback" not in done.stderr
+
+
 def test_the_allocator_is_set_once_and_a_given_setting_stays():
     assert "mmap_threshold" in _run("print(os.environ['GLIBC_TUNABLES'])").stdout
     given = "glibc.malloc.hugetlb=0"
