@@ -29,7 +29,8 @@ from bertjax.engines.choose import open_backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE, open_library
 from bertjax.engines.timing.cost import BatchCost, batch_cost
 from bertjax.mlperf.conf import SERVER_BOUND_MILLISECONDS
-from bertjax.mlperf.queues import BatchQueue, DynamicQueue, SampleBatch
+from bertjax.mlperf.plans import SampleBatch
+from bertjax.mlperf.queues import BatchQueue, DynamicQueue
 
 BOUND = SERVER_BOUND_MILLISECONDS / 1e3  # seconds, of the 99th percentile
 SEEDS = range(3)  # of arrivals; the mean of their p99 counts

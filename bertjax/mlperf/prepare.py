@@ -17,13 +17,14 @@ from bertjax.engines.timing.layout import Layout, choose_layout, core_shares
 from bertjax.engines.workers.local import open_local
 from bertjax.mlperf.conf import SHORT_SECONDS, server_bound_seconds
 from bertjax.mlperf.loadgen import TestPlan
+from bertjax.mlperf.plans import by_latency, by_length
 from bertjax.mlperf.queues import BatchQueue, DynamicQueue, PlannedQueue
 from bertjax.mlperf.session import Confs, SessionSettings, compile_seconds
 
 SERVER_SHARE = 0.4  # of the measured throughput: the rate that Server issues if none is given
 # Rows of the shapes that may come (None: full batches). Each is compiled for itself as far as time and memory go.
-ROWS = {"Offline": None, "SingleStream": (1,), "Server": BATCH_ROWS}
-WARM = ("SingleStream", "Server")  # every shape is met before the test
+ROWS = {"Offline": None, "SingleStream": (1,), "Server": BATCH_ROWS, "MultiStream": (1, 2, 3, 4, 5, 6, 8)}
+WARM = ("SingleStream", "Server", "MultiStream")  # every shape is met before the test
 MEASURE_SECONDS = 1.0  # at most, of warm-up and again of measuring
 CHOOSE_SECONDS = 0.25  # at most, of warm-up and again of measuring, for each way to share out the cores
 MARGIN = 1.25  # more is planned than was measured, so that a test does not end before its time
@@ -92,10 +93,12 @@ def make_queue(scenario: str, backend: Backend, library: SampleLibrary, tokens: 
     """The scenario's queue, None for SingleStream; `bound`: seconds that Server's latency may take."""
     if scenario == "SingleStream":
         return None
-    if scenario == "Server":
-        cost = batch_cost(backend, library, tokens=tokens, multiple=SERVER_MULTIPLE)
-        return DynamicQueue(library.lengths, tokens=tokens, cost=cost, budget=bound)
-    return PlannedQueue(library.lengths, tokens=tokens)
+    if scenario == "Offline":
+        return PlannedQueue(by_length(library.lengths, tokens=tokens))
+    cost = batch_cost(backend, library, tokens=tokens, multiple=SERVER_MULTIPLE)
+    if scenario == "MultiStream":
+        return PlannedQueue(by_latency(library.lengths, tokens=tokens, cost=cost, streams=backend.streams))
+    return DynamicQueue(library.lengths, tokens=tokens, cost=cost, budget=bound)
 
 
 def plan_test(
@@ -142,4 +145,4 @@ def _length_multiple(scenario: str, backend: Backend) -> int:
     """Lengths are padded to multiples of this."""
     if scenario == "SingleStream":
         return warmup.single_multiple(backend)
-    return SERVER_MULTIPLE if scenario == "Server" else LENGTH_MULTIPLE
+    return LENGTH_MULTIPLE if scenario == "Offline" else SERVER_MULTIPLE

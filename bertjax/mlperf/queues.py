@@ -1,37 +1,25 @@
-"""Queues that make batches of issued samples: planned at once, or cut into the cheapest ones as samples arrive."""
+"""Queues between LoadGen, which issues samples, and the workers, which take batches of them."""
 
 from __future__ import annotations
 
 import collections
-import dataclasses
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
 
-from bertjax.data.batching import padded_lengths, plan_inference
-from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE
-from bertjax.engines.timing.cost import BATCH_ROWS, BatchCost
+from bertjax.data.batching import padded_lengths
+from bertjax.engines.samples import SERVER_MULTIPLE
+from bertjax.engines.timing.cost import BatchCost
+from bertjax.mlperf.plans import Planner, SampleBatch, cheapest_batches
 
 CANDIDATES = 48  # waiting samples that DynamicQueue looks at; more would not make batches cheaper by 1 %
 PLAN_AHEAD = 0.002  # seconds of work that is planned at once; planning takes about 0.1 ms
 
 _Waiting = tuple[float, int, int]  # when it arrived, LoadGen's id, the dataset's index
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class SampleBatch:
-    """Samples that run together, padded to `length`: LoadGen's `ids` and the dataset's `indices`, one a row.
-
-    Plain integers: for the few of a batch they cost less than arrays do.
-    """
-
-    ids: list[int]
-    indices: list[int]
-    length: int
 
 
 class BatchQueue(Protocol):
@@ -47,36 +35,36 @@ class BatchQueue(Protocol):
 
 
 class PlannedQueue:
-    """For queries of many samples (Offline, MultiStream): sorted by length, about `tokens` padded tokens a batch."""
+    """For queries of several samples (Offline, MultiStream): each query is planned when its batches are asked for."""
 
-    def __init__(self, lengths: np.ndarray, *, tokens: int):
-        self._lengths, self._tokens, self._longest = lengths, tokens, int(lengths.max())
-        self._queue: queue.SimpleQueue[SampleBatch | None] = queue.SimpleQueue()
+    def __init__(self, plan: Planner):
+        self._plan = plan
+        self._queries: queue.SimpleQueue[Iterator[SampleBatch] | None] = queue.SimpleQueue()
+        self._taking = threading.Lock()  # guards the line below
+        self._current: Iterator[SampleBatch] = iter(())
 
     def put(self, ids: Sequence[int], indices: Sequence[int]) -> None:
-        samples, windows = np.array(ids, np.int64), np.array(indices, np.int64)
-        plans = plan_inference(
-            self._lengths[windows], tokens=self._tokens, multiple=LENGTH_MULTIPLE, longest=self._longest
-        )
-        for plan in reversed(plans):  # the long ones first, so that workers end at about the same time
-            rows = plan.rows
-            self._queue.put(SampleBatch(ids=samples[rows].tolist(), indices=windows[rows].tolist(), length=plan.length))
+        self._queries.put(self._plan(np.array(ids, np.int64), np.array(indices, np.int32)))
 
     def take(self) -> SampleBatch | None:
-        batch = self._queue.get()
-        if batch is None:
-            self._queue.put(None)  # for the next worker
-        return batch
+        with self._taking:
+            while (batch := next(self._current, None)) is None:
+                query = self._queries.get()
+                if query is None:
+                    self._queries.put(None)  # for the next worker
+                    return None
+                self._current = query
+            return batch
 
     def close(self) -> None:
-        self._queue.put(None)
+        self._queries.put(None)
 
 
 class DynamicQueue:
     """For queries that come one by one (Server), each of which has a latency to keep to.
 
     A free worker never waits for more to come. It looks at the CANDIDATES oldest waiting samples, cuts them into the
-    batches that take the least time in all (`queues.cheapest_batches`) and runs the one with the oldest sample: under
+    batches that take the least time in all (`plans.cheapest_batches`) and runs the one with the oldest sample: under
     little load that is the sample alone, and the more wait, the fuller and the less padded batches are.
 
     A sample that would come too late even if it ran at once has lost its race, and would take others down with it: it
@@ -162,36 +150,3 @@ class DynamicQueue:
     def _batch(self, samples: Sequence[_Waiting]) -> SampleBatch:
         _, ids, indices = zip(*samples, strict=True)
         return SampleBatch(ids=list(ids), indices=list(indices), length=self._padded[indices[-1]])
-
-
-def cheapest_batches(lengths: Sequence[int], *, tokens: int, cost: BatchCost) -> list[tuple[int, int]]:
-    """Cut samples in order of length into the batches that take the least time in all.
-
-    Dynamic programming over the cuts: the best way to run the first n samples ends with a batch of the last few of
-    them. For samples in order of length no batch need leave out one between two that it holds.
-
-    Args:
-      lengths: padded lengths in ascending order.
-      tokens: most padded tokens in a batch of several samples; it holds as many as BATCH_ROWS has.
-
-    Returns:
-      Ranges (begin, end) that cover all samples.
-    """
-    best, cuts, overhead = [0.0], [0], cost.batch
-    for end, length in enumerate(lengths, start=1):
-        row = cost.row(length)
-        least, cut = best[end - 1] + overhead + row, end - 1
-        most = min(end, tokens // length)
-        for rows in BATCH_ROWS[1:]:
-            if rows > most:
-                break
-            total = best[end - rows] + overhead + rows * row
-            if total < least:
-                least, cut = total, end - rows
-        best.append(least)
-        cuts.append(cut)
-    ranges, end = [], len(lengths)
-    while end:
-        ranges.append((cuts[end], end))
-        end = cuts[end]
-    return ranges

@@ -14,7 +14,8 @@ import numpy as np
 from bertjax.data.batching import padded_length
 from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary
-from bertjax.mlperf.queues import BatchQueue, SampleBatch
+from bertjax.mlperf.plans import SampleBatch
+from bertjax.mlperf.queues import BatchQueue
 
 # complete(ids, logits, lengths): answer samples, one a row; logits float32 [rows, length, 2].
 Complete = Callable[[Sequence[int], np.ndarray, Sequence[int]], None]

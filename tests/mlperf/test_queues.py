@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bertjax.engines.timing.cost import BatchCost
+from bertjax.mlperf.plans import by_length
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
 
 LENGTHS = np.array([20, 100, 101, 104, 384, 24, 90, 20], np.int32)
@@ -18,7 +19,7 @@ def drain(queue):
 
 
 def test_planned_queue_hands_out_every_sample_once_and_padded_enough():
-    queue = PlannedQueue(LENGTHS, tokens=256)
+    queue = PlannedQueue(by_length(LENGTHS, tokens=256))
     indices = np.array([7, 4, 1, 2, 1, 0])  # a performance run repeats samples
     queue.put(100 + np.arange(6), indices)
     queue.close()

@@ -5,6 +5,7 @@ from bertjax.data.windows import WindowSettings
 from bertjax.engines.backend import Backend
 from bertjax.engines.samples import SampleLibrary, read_dataset
 from bertjax.engines.timing.cost import BatchCost
+from bertjax.mlperf.plans import by_length
 from bertjax.mlperf.queues import DynamicQueue, PlannedQueue
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.modeldir.config import BertConfig
@@ -46,7 +47,7 @@ def queues(library):
     return {
         "SingleStream": None,
         "Server": DynamicQueue(library.lengths, tokens=512, cost=COST, budget=0.13),
-        "Offline": PlannedQueue(library.lengths, tokens=512),
+        "Offline": PlannedQueue(by_length(library.lengths, tokens=512)),
     }
 
 

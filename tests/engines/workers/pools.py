@@ -9,6 +9,7 @@ import time
 import numpy as np
 
 from bertjax.engines.backend import Backend
+from bertjax.mlperf.plans import by_length
 from bertjax.mlperf.queues import PlannedQueue
 from bertjax.mlperf.sut import SystemUnderTest
 
@@ -89,7 +90,7 @@ def answers_while(pool, library, lose):
         for sample, row, length in zip(ids, logits, lengths, strict=True):
             found.setdefault(sample, []).append(row[:length])
 
-    system = SystemUnderTest(pool, library, complete, PlannedQueue(library.lengths, tokens=256), multiple=8)
+    system = SystemUnderTest(pool, library, complete, PlannedQueue(by_length(library.lengths, tokens=256)), multiple=8)
     count = len(library.lengths)
     system.issue(range(count), range(count))
     while len(found) < 5 and system.failure is None:
