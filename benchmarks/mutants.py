@@ -21,6 +21,7 @@ import contextlib
 import dataclasses
 import difflib
 import functools
+import gc
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -263,7 +264,7 @@ def measure_baseline(room: str) -> Baseline:
 
         def tests() -> int:
             recorder = _Recorder(room)
-            code = _pytest([f"tests/{room}"], recorder)
+            code = _pytest([f"tests/{room}"], recorder, traceback="short")
             record.write_text(json.dumps(recorder.result()))
             return code
 
@@ -283,8 +284,9 @@ def measure_baseline(room: str) -> Baseline:
     return Baseline(seconds=found["seconds"], runs=runs)
 
 
-def _pytest(paths: list[str], plugin: object) -> int:
-    return int(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *paths], plugins=[plugin]))
+def _pytest(paths: list[str], plugin: object, *, traceback: str) -> int:
+    without = [f"-pno:{name}" for name in ("cacheprovider", "unraisableexception", "threadexception")]
+    return int(pytest.main(["-x", "-q", f"--tb={traceback}", *without, *paths], plugins=[plugin]))
 
 
 def _fork(work: Callable[[], int], output: Path) -> int:
@@ -339,7 +341,7 @@ def _try_mutant(mutant: Mutant, tests: list[str], seconds: float) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
     sys.meta_path.insert(0, _Mutated(mutant))
-    return _pytest(sorted({test.partition("::")[0] for test in tests}), _Chosen(tests))
+    return _pytest(sorted({test.partition("::")[0] for test in tests}), _Chosen(tests), traceback="no")
 
 
 def _end_group(leader: int) -> None:
@@ -365,16 +367,19 @@ def main() -> None:
 
 
 def _get_ready(compiled: str) -> None:
-    """Import what the tests need, with the settings that are read at import."""
+    """Import what the tests need, with the settings that are read at import, and keep it from garbage collection."""
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", compiled)
     os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+    os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # no test of this repository needs one
     phases = (hypothesis.Phase.explicit, hypothesis.Phase.generate)  # a failure need not be made small
     hypothesis.settings.register_profile("mutants", derandomize=True, database=None, phases=phases)
     hypothesis.settings.load_profile("mutants")
     for name in LIBRARIES:
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
+    gc.collect()
+    gc.freeze()
 
 
 if __name__ == "__main__":
