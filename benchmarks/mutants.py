@@ -34,8 +34,10 @@ import signal
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import CodeType, ModuleType
+from typing import Any
 
 import coverage
 import hypothesis
@@ -46,8 +48,10 @@ from libcst.metadata import MetadataWrapper, PositionProvider
 from mutmut.mutation.mutators import mutation_operators
 
 ROOT = Path(__file__).resolve().parents[1]
-LIBRARIES = ("jax", "flax.nnx", "optax", "orbax.checkpoint", "onnxruntime", "openvino", "onnx.reference", "torch")
-LIBRARIES += ("transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert", "scipy.optimize")
+LIBRARIES: tuple[str, ...] = (
+    *("jax", "flax.nnx", "optax", "orbax.checkpoint", "onnxruntime", "openvino", "onnx.reference", "torch"),
+    *("transformers.models.bert.modeling_bert", "transformers.models.bert.tokenization_bert", "scipy.optimize"),
+)
 PROCESSES = 2
 GRACE = 20.0  # seconds of processor time for a mutant beside five times what its tests take without it
 BYTES = 12 << 30  # of memory for a mutant
@@ -81,8 +85,8 @@ class Mutant:
 
     def difference(self) -> tuple[str, str]:
         """What is changed before and after, each joined to one line."""
-        pair = (text.splitlines() for text in (self.path.read_text(), self.source))
-        changed = list(difflib.unified_diff(*pair, n=0))[2:]
+        old, new = (text.splitlines() for text in (self.path.read_text(), self.source))
+        changed = list(difflib.unified_diff(old, new, n=0))[2:]
         before, after = (" ".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
         return before, after
 
@@ -123,7 +127,8 @@ def sample(room: str, seed: int, count: int) -> list[Mutant]:
     random.Random(seed).shuffle(drawn)
     mutants: list[Mutant] = []
     for path, module, node, replacement, lines in drawn:
-        mutant = Mutant(path=path, lines=lines, source=module.deep_replace(node, replacement).code)
+        changed = cst.ensure_type(module.deep_replace(node, replacement), cst.Module)
+        mutant = Mutant(path=path, lines=lines, source=changed.code)
         if _is_another_program(module.code, mutant.source) and not mutant.is_not_counted():
             mutants.append(mutant)
         if len(mutants) == count:
@@ -148,7 +153,9 @@ def _is_another_program(source: str, changed: str) -> bool:
         return False
 
 
-def _changes(node: cst.CSTNode, spans: Mapping, lines: Lines) -> Iterator[tuple[cst.CSTNode, cst.CSTNode, Lines]]:
+def _changes(
+    node: cst.CSTNode, spans: Mapping[Any, Any], lines: Lines
+) -> Iterator[tuple[cst.CSTNode, cst.CSTNode, Lines]]:
     """Every node below this one that an operator changes, what it becomes, and the lines of its statement."""
     if matchers.matches(node, LEFT_OUT):
         return
@@ -191,21 +198,30 @@ LEFT_OUT = (
 )
 
 
-class _Mutated(importlib.abc.MetaPathFinder, importlib.machinery.SourceFileLoader):
-    """Imports the mutant in its file's place."""
+class _Loader(importlib.machinery.SourceFileLoader):
+    """Loads a mutant in its file's place."""
 
     def __init__(self, mutant: Mutant):
         name = ".".join(mutant.path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         super().__init__(name, str(mutant.path))
         self.source = mutant.source
 
-    def find_spec(self, fullname, path, target=None):
-        if fullname != self.name:
-            return None
-        return importlib.util.spec_from_file_location(fullname, self.path, loader=self)
-
-    def get_code(self, fullname):
+    def get_code(self, fullname: str) -> CodeType:
         return compile(self.source, self.path, "exec", dont_inherit=True)
+
+
+class _Finder(importlib.abc.MetaPathFinder):
+    """Finds the mutant where its module is imported."""
+
+    def __init__(self, mutant: Mutant):
+        self.loader = _Loader(mutant)
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        if fullname != self.loader.name:
+            return None
+        return importlib.util.spec_from_file_location(fullname, self.loader.path, loader=self.loader)
 
 
 class _Chosen:
@@ -240,7 +256,7 @@ class _Recorder:
     def pytest_runtest_teardown(self, item: pytest.Item) -> None:
         self.coverage.switch_context(item.nodeid.partition("::")[0])
 
-    def result(self) -> dict:
+    def result(self) -> dict[str, Any]:
         """The JSON form of a `Baseline`."""
         self.coverage.stop()
         data = self.coverage.get_data()
@@ -340,7 +356,7 @@ def survives(mutants: list[Mutant], baseline: Baseline) -> list[bool]:
 def _try_mutant(mutant: Mutant, tests: list[str], seconds: float) -> int:
     resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds) + 1))
     resource.setrlimit(resource.RLIMIT_DATA, (BYTES, BYTES))
-    sys.meta_path.insert(0, _Mutated(mutant))
+    sys.meta_path.insert(0, _Finder(mutant))
     return _pytest(sorted({test.partition("::")[0] for test in tests}), _Chosen(tests), traceback="no")
 
 

@@ -31,14 +31,16 @@ def main() -> None:
         parser.error("--output names one file; add --flavour cpu or --flavour trt")
 
     from bertjax.onnx.export import export_onnx, export_twin
+    from bertjax.onnx.graph import FLAVOURS
     from bertjax.rundir import newest_student
 
     model = options.model or newest_student()
     if options.exporter == "tf2onnx":
         _tell(export_twin(model, output=options.output))
         return
-    for name in ("cpu", "trt") if flavour == "both" else (flavour,):
-        _tell(export_onnx(model, flavour=name, output=options.output))
+    for name in FLAVOURS:
+        if flavour in (name, "both"):
+            _tell(export_onnx(model, flavour=name, output=options.output))
 
 
 def _tell(path: Path) -> None:

@@ -7,11 +7,20 @@ A model's parameters travel as a flat `dict[str, np.ndarray]` under these names,
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 from bertjax.modeldir.config import BertConfig
 
-Array = TypeVar("Array")  # of NumPy or of JAX
+
+class _Divisible(Protocol):
+    """An array of NumPy or of JAX."""
+
+    def max(self) -> Any: ...
+
+    def __truediv__(self, other: Any, /) -> Any: ...
+
+
+Array = TypeVar("Array", bound=_Divisible)
 
 
 class DenseSite(NamedTuple):
