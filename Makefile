@@ -26,6 +26,7 @@ lint: $(STAMP)  ## ruff, the import contracts and the type checker
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports --no-cache
+	$(BIN)/mypy
 
 types: $(STAMP)  ## the type checker alone
 	$(BIN)/mypy
