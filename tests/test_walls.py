@@ -2,6 +2,7 @@
 
 import json
 import pkgutil
+import re
 import subprocess
 import sys
 import tomllib
@@ -60,3 +61,19 @@ def test_no_room_holds_more_than_a_fifth_of_the_lines():
         lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
     total = sum(lines.values())
     assert {room: count for room, count in lines.items() if count > 0.2 * total} == {}
+
+
+def test_the_page_on_the_code_names_what_is_there():
+    """Its paths exist, and of names like `pruning.search.search` the module and what it defines."""
+    page = (ROOT / "docs/design.md").read_text(encoding="utf-8")
+    paths = set(re.findall(r"`([\w/]+\.py)`", page))
+    dotted = set(re.findall(r"`(\w+(?:\.\w+)+)`", page))
+    dotted = {name for name in dotted if (ROOT / "bertjax" / name.split(".")[0]).is_dir()}
+    dotted = {name for name in dotted if not name.endswith((".onnx", ".engine", ".safetensors"))}  # files of a model
+    gone = {name for name in paths if not any((ROOT / top / name).exists() for top in ("", "bertjax"))}
+    for name in dotted:
+        *module, defined = name.split(".")
+        path = (ROOT / "bertjax").joinpath(*module).with_suffix(".py")
+        if not path.exists() or not re.search(rf"(def|class) {defined}\b", path.read_text(encoding="utf-8")):
+            gone.add(name)
+    assert gone == set()
