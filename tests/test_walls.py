@@ -55,9 +55,11 @@ def test_the_contract_against_jax_names_every_module_that_must_not_import_it():
 
 
 def test_no_room_holds_more_than_a_fifth_of_the_lines():
-    lines = {}
+    """mlperf/submission/ counts for itself: a contract keeps the rest of mlperf/ from knowing it."""
+    lines: dict[str, int] = {}
     for path in (ROOT / "bertjax").rglob("*.py"):
-        room = path.relative_to(ROOT / "bertjax").parts[0]
+        parts = path.relative_to(ROOT / "bertjax").parts
+        room = "mlperf/submission" if parts[:2] == ("mlperf", "submission") else parts[0]
         lines[room] = lines.get(room, 0) + len(path.read_text(encoding="utf-8").splitlines())
     total = sum(lines.values())
     assert {room: count for room, count in lines.items() if count > 0.2 * total} == {}

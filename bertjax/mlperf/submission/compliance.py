@@ -32,8 +32,7 @@ from bertjax.mlperf.logs import ACCURACY_LOG, read_answers, read_detail_log
 from bertjax.mlperf.result import Result
 from bertjax.mlperf.session import SessionSettings
 from bertjax.mlperf.submission.accuracy import format_accuracy, sha256, truncate
-from bertjax.mlperf.submission.check import RESULTS
-from bertjax.mlperf.submission.rules import PERFORMANCE_FILES
+from bertjax.mlperf.submission.rules import PERFORMANCE_FILES, RESULTS
 from bertjax.mlperf.submission.runs import PERFORMANCE, ScenarioRuns, make_runs
 
 TESTS = ("TEST01",)  # those that the checker asks of bert
