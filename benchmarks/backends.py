@@ -66,7 +66,7 @@ class Contender:
     passes: Passes
 
     def integer_share(self) -> str | None:
-        """How many of the encoder's dense layers run on integer kernels, after a pass: `36 of 36`."""
+        """The encoder's dense layers on integer kernels, after a pass: `36 of 36`."""
         backend = self.passes.backend
         if backend.name not in CPU_ENGINES:
             return None

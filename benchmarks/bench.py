@@ -1,4 +1,4 @@
-"""What the benchmarks share: flags, windows, models, and the report of their figures.
+"""Shared by all benchmarks: flags, windows, models, and the report of their figures.
 
 A report is printed as tables and written as JSON:
 

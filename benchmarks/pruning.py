@@ -186,7 +186,7 @@ def make_plans(
 
 
 def measure_plans(config: BertConfig, plans: dict[str, Plan], table: LatencyTable, seconds: float) -> np.ndarray:
-    """How many times faster than the dense model each plan's shape runs."""
+    """The speed of each plan's shape over the dense model's."""
     about = table.about
     quantization = Quantization.calibrated(about["quantize_also"], calibrator="max", calibration_examples=0)
     shapes = [config, *(plan.config(config) for plan in plans.values())]

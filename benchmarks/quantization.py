@@ -1,4 +1,4 @@
-"""What INT8 costs by activation scales, calibrator and placement of Q/DQ, before training; what TensorRT makes of it.
+"""The cost of INT8 by activation scales, calibrator and placement of Q/DQ, before training; TensorRT's kernels for it.
 
     python benchmarks/quantization.py --model runs/minilm/student --train-file train.json.gz --data val.json.gz \\
         --output runs/quantization
@@ -56,7 +56,7 @@ COLUMNS = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """What all rows share."""
+    """Everything that all rows share."""
 
     student: Model
     source: Path  # the student's directory

@@ -218,7 +218,7 @@ def measure_steps(steps: list[Step], rounds: int) -> bench.Table:
 
 
 def measure_contests(contests: list[Contest], ratio: float, rounds: int) -> bench.Table:
-    """How many times faster the student is than the INT8 teacher.
+    """The student's speed over the INT8 teacher's.
 
     Args:
       ratio: the teacher's multiply-accumulates over the student's, at the longest windows.

@@ -1,4 +1,4 @@
-"""What several tests share: small models, small data, and the real data where it lies beside the checkout."""
+"""Fixtures of several rooms' tests: small models, small data, and the real data where it lies beside the checkout."""
 
 from __future__ import annotations
 

@@ -32,7 +32,7 @@ def squad(paragraphs: int) -> dict:
 
 
 def write_run(folder: Path, paragraphs: int, *, eval_file: str | None = None, **record: object) -> None:
-    """What `python train/distill.py` leaves: a tiny student, an evaluation file, and the record that names it."""
+    """Write what `python train/distill.py` leaves: a tiny student, an evaluation file, and the record that names it."""
     write_random_model(folder / "student-int8", tiny_config(), seed=1)
     (folder / "eval.json").write_text(json.dumps(squad(paragraphs)))
     data = {"eval_file": eval_file or str(folder / "eval.json"), "max_seq": 128, "doc_stride": 64, "max_query": 32}

@@ -1,4 +1,4 @@
-"""What a process may use of a machine, from made-up files of the kernel's."""
+"""A process's share of a machine, read from made-up kernel files."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""What every program shares: exit codes and interrupts."""
+"""Exit codes and interrupts, which every program shares."""
 
 from __future__ import annotations
 

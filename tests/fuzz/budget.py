@@ -1,4 +1,4 @@
-"""How many mutations a fuzz test tries: a few in every test run, BERTJAX_FUZZ of them where that is set.
+"""The number of mutations that a fuzz test tries: a few in every test run, BERTJAX_FUZZ of them where that is set.
 
     BERTJAX_FUZZ=2000 python -m pytest tests/fuzz
 

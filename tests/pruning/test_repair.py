@@ -50,7 +50,7 @@ def teacher() -> Model:
 
 
 def _told(model: Model, dataset: Dataset, name: str) -> tuple[np.ndarray, np.ndarray]:
-    """What `observe` heard under `name`, and the last hidden state, tokens of all windows one after the other."""
+    """The activation told to `observe` under `name`, and the last hidden state, of all windows' tokens in turn."""
     batch = collate(dataset.windows, range(len(dataset.windows)), dataset.longest)
     ids, mask, types = (batch[key] for key in ("input_ids", "attention_mask", "token_type_ids"))
     seen: dict[str, np.ndarray] = {}

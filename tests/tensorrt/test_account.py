@@ -1,4 +1,4 @@
-"""What the account says of steps that are made by hand: kernels in INT8, others in float, fused or not."""
+"""The account of steps that are made by hand: kernels in INT8, others in float, fused or not."""
 
 from __future__ import annotations
 

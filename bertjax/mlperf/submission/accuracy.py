@@ -42,7 +42,7 @@ def format_accuracy(score: Score, digest: str) -> str:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Parsed:
-    """What an accuracy.txt says: None for what is not there, and what is wrong with it in `faults`."""
+    """The contents of an accuracy.txt; None for what is absent, and its faults in words."""
 
     score: Score | None
     digest: str | None  # SHA-256 of the whole accuracy log

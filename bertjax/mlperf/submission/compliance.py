@@ -51,7 +51,7 @@ Answers = Sequence[tuple[int, bytes]]  # windows and what was answered, in the o
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AnswerCheck:
-    """How the answers of a timed run compare with those of the accuracy run.
+    """The answers of a timed run against those of the accuracy run.
 
     `counts` are the figures of verify_accuracy.py in its order, which compares the first byte of each answer alone.
     """
@@ -290,7 +290,7 @@ def score_logged(answers: Answers, dataset: Dataset, log: Path) -> Score:
 
 
 def compare_speed(reference: Path, audited: Path) -> SpeedCheck:
-    """What verify_performance.py compares, of two log folders.
+    """The two runs' speeds, as verify_performance.py compares them.
 
     Raises:
       WorkFailed: a log is not readable.

@@ -1,4 +1,4 @@
-"""What a submission says of its model, read from the model's files and its run directory."""
+"""A submission's statements about its model, read from the model's files and its run directory."""
 
 from __future__ import annotations
 

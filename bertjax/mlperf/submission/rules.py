@@ -1,4 +1,4 @@
-"""What a submission must hold.
+"""The files and values that a submission must hold.
 
 Source: mlcommons/inference, tools/submission/submission_checker, version v6.1 (constants.py and checks/), and
 LoadGen's mlperf.conf. In v6.1 bert-99 and bert-99.9 are benchmarks of edge systems only: nothing is asked of Server
@@ -110,7 +110,7 @@ SYSTEM_NOTES = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bounds:
-    """What runs are held to."""
+    """Least lengths and sample counts of the runs."""
 
     min_duration_ms: int = round(OFFICIAL_SECONDS * 1000)
     samples: int = 10_833  # windows of the whole SQuAD v1.1 development set; also least samples of an Offline query

@@ -47,7 +47,7 @@ def scenario_faults(folder: Path, bounds: Bounds) -> tuple[list[str], tuple[str,
 
 
 def _stray_faults(folder: Path) -> Iterator[str]:
-    """What the official checker reads where it lies beside the required files, and may stumble over."""
+    """Files beside the required ones that the official checker reads and may stumble over."""
     if (folder / "performance" / "power").exists():
         yield f"{folder}/performance/power: power was not measured; leave the folder out"
     for path in sorted(folder.glob("TEST*/performance/run_1/" + _DETAIL)):

@@ -46,7 +46,7 @@ def read_system(path: Path, submitter: str) -> dict[str, Any]:
 
 
 def system_problems(record: Mapping[str, Any], submitter: str) -> list[str]:
-    """What the official checker, or its table of results, would stumble over; empty if all is well."""
+    """Faults of a system's record that the official checker, or its table of results, would stumble over."""
     found = []
     missing = [field for field in (*SYSTEM_VALUES, *SYSTEM_NOTES) if field not in record]
     empty = [field for field in SYSTEM_VALUES if field in record and record[field] in ("", None)]

@@ -118,7 +118,7 @@ def _scenario_readme(model: Path, runs: ScenarioRuns) -> str:
 
 
 def _documentation(submission: Submission) -> str:
-    """How the model was made, stage by stage, and how it was calibrated, as Markdown."""
+    """The making of the model, stage by stage, and its calibration, as Markdown."""
     model, served = submission.model, submission.runs[0].facts.get("description")
     lines = [f"# How {model.resolve().name} was made", ""]
     lines += [f"* {key.replace('_', ' ')}: {value}" for key, value in measurements.measurements(model, served).items()]

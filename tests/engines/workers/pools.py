@@ -1,4 +1,4 @@
-"""What the tests of both kinds of workers share: backends for them to open, and a pool that loses a worker in a run."""
+"""For the tests of both kinds of workers: backends for them to open, and a pool that loses a worker in a run."""
 
 from __future__ import annotations
 

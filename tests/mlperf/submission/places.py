@@ -1,4 +1,4 @@
-"""What the tests of a submission share: its scenarios, its windows, and where in a tree its results lie."""
+"""For the tests of a submission: its scenarios, its windows, and where in a tree its results lie."""
 
 from __future__ import annotations
 

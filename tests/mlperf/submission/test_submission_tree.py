@@ -1,4 +1,4 @@
-"""What the tree of a submission says, against the runs and the models that it is of."""
+"""The contents of a submission's tree, against the runs and the models that it was made of."""
 
 import dataclasses
 import hashlib
