@@ -68,6 +68,7 @@ NOT_COUNTED: tuple[tuple[str, str, str], ...] = (
     ("begin = hidden.offset", "", "the same"),
     ("int(self.lengths[row]) * token - page", "", "the same"),
     ("tf2onnx", "", "runs with the extra tf alone"),
+    ("twin.convert", "", "the same"),
     ("donate_argnums=0", "", "gives a buffer back sooner"),
 )
 ASSERTION = re.compile(r",? *strict=[A-Za-z]+")  # of zip: the lengths agree wherever it stands

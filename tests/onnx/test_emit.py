@@ -14,10 +14,11 @@ from onnx import numpy_helper
 
 from bertjax.errors import UserError
 from bertjax.modeldir.config import BertConfig, LayerShape, Quantization
+from bertjax.modeldir.tensors import dense_sites
 from bertjax.modeldir.untrained import random_model
 from bertjax.onnx.dense import with_signed_activations
-from bertjax.onnx.emit import emit
-from bertjax.onnx.graph import CPU, TRT, Flavour
+from bertjax.onnx.emit import dense_scopes, emit
+from bertjax.onnx.graph import CPU, FLAVOURS, TRT, Flavour
 from tests.models import PLACEMENTS, tiny_config
 from tests.onnx.reference import Reference
 
@@ -175,5 +176,21 @@ def test_a_weight_that_float16_cannot_hold_is_told_by_name() -> None:
     model = random_model(config, seed=0)
     model.tensors["bert.encoder.layer.1.output.dense.bias"][3] = 70000.0
     emit(model, CPU)
-    with pytest.raises(UserError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias"):
+    with pytest.raises(
+        UserError, match=r"bert\.encoder\.layer\.1\.output\.dense\.bias.*65504, which flavour trt cannot"
+    ):
         emit(model, TRT)
+
+
+def test_every_dense_layer_says_where_it_is_in_the_graph() -> None:
+    config = tiny_config(((2, 64), (0, 32), (1, 0)))
+    model = random_model(config, seed=0)
+    nodes = {node.name: node.input for node in emit(model, CPU).graph.node}
+    scopes = dense_scopes(config)
+    assert list(scopes) == [site.name for site in dense_sites(config)]
+    for name, scope in scopes.items():
+        assert f"{name}.bias" in nodes[f"{scope}/Add"] and f"{scope}/MatMul" in nodes[f"{scope}/Add"]
+
+
+def test_a_flavour_is_found_by_its_own_name() -> None:
+    assert {name: flavour.name for name, flavour in FLAVOURS.items()} == {"cpu": "cpu", "trt": "trt"}
