@@ -13,7 +13,7 @@ from bertjax.engines.backend import Backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SERVER_MULTIPLE, SampleLibrary
 from bertjax.engines.timing import measure, warmup
 from bertjax.engines.timing.cost import BATCH_ROWS, batch_cost
-from bertjax.engines.timing.layout import Layout, choose_layout, core_shares
+from bertjax.engines.timing.layout import Layout, choose_layout, choose_threads, core_shares
 from bertjax.engines.workers.local import open_local
 from bertjax.mlperf.conf import SHORT_SECONDS, server_bound_seconds
 from bertjax.mlperf.loadgen import TestPlan
@@ -63,6 +63,15 @@ def open_fastest(
 ) -> tuple[Backend, Layout]:
     """Open the backend as the settings say; where they leave streams, threads or batches open, as it is fastest."""
     cores, single = machine.cores(), settings.scenario == "SingleStream"
+
+    def open_shared(streams: int, threads: int) -> Backend:
+        return open_with(settings.backend, settings.model, streams=streams, threads=threads, longest=library.longest)
+
+    seconds = min(CHOOSE_SECONDS, (settings.duration_seconds or SHORT_SECONDS) / 20)
+    free = (settings.streams, settings.threads, settings.workers, settings.ray) == (None, None, None, None)
+    if single and free and settings.mode != "AccuracyOnly":
+        counts = [threads for _, threads in reversed(core_shares(cores))]
+        return choose_threads(open_shared, library, counts, seconds=2 * seconds)
     measured = settings.mode != "AccuracyOnly" and settings.scenario in BATCH_SHARES
     if settings.streams is not None:
         shares = [(settings.streams, settings.threads or max(1, cores // settings.streams))]
@@ -74,9 +83,6 @@ def open_fastest(
     else:
         shares = [(1, cores)] if single else core_shares(cores) if measured else [(cores, 1)]
 
-    def open_shared(streams: int, threads: int) -> Backend:
-        return open_with(settings.backend, settings.model, streams=streams, threads=threads, longest=library.longest)
-
     server = settings.scenario == "Server"
     return choose_layout(
         open_shared,
@@ -85,7 +91,7 @@ def open_fastest(
         batch_tokens=settings.batch_tokens,
         batch_shares=BATCH_SHARES[settings.scenario] if measured else (1.0,),
         batch_seconds=BOUND_SHARE * server_bound_seconds(confs.user) if server else math.inf,
-        seconds=min(CHOOSE_SECONDS, (settings.duration_seconds or SHORT_SECONDS) / 20),
+        seconds=seconds,
     )
 
 

@@ -72,9 +72,10 @@ def run(settings: SessionSettings) -> Result:
 
     Tokenization happens before LoadGen's test; scoring, `summary.json` and the picture come after it. Without a
     duration, neither in the settings nor in the user.conf, the test takes SHORT_SECONDS. Without streams and threads,
-    SingleStream gets one stream over all cores; Offline and Server, where speed is measured, get what a short
-    measurement finds fastest, and so do their batches; all else gets one single-threaded stream per core. Without a
-    rate, Server issues a share of the throughput measured beforehand.
+    SingleStream gets one stream, of as many threads as a short measurement finds fastest; Offline and Server get the
+    split of the cores that one finds fastest, and so do their batches; AccuracyOnly and MultiStream get one
+    single-threaded stream per core (SingleStream one stream over all). Without a rate, Server issues a share of the
+    throughput measured beforehand.
 
     Raises:
       UserError: a setting or a file is wrong, or the backend cannot run here.

@@ -80,7 +80,7 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         raise
     except Exception as error:
         raise WorkFailed(f"the backend failed on its first batches: {type(error).__name__}: {error}") from error
-    timeline = Timeline()
+    timeline = Timeline(one_query=settings.scenario == "Offline")
 
     def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> None:
         timeline.complete(ids)

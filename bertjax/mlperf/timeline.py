@@ -33,10 +33,15 @@ class Timing:
 
 
 class Timeline:
-    """Notes a moment per query and per batch, 32 bytes a sample in all; `issue` in one thread, `complete` in any."""
+    """Notes a moment per query and per batch; `issue` in one thread, `complete` in any.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    Queries are told apart by their samples' ids, 16 bytes a sample. One query alone, with any number of samples, needs
+    none.
+    """
+
+    def __init__(self, *, one_query: bool = False) -> None:
+        """`one_query`: a phase of the test has only one (Offline)."""
+        self._lock, self._one_query = threading.Lock(), one_query
         self.begin()
 
     def begin(self) -> None:
@@ -48,14 +53,16 @@ class Timeline:
     def issue(self, ids: Sequence[int]) -> None:
         self._issued.append(time.perf_counter())
         self._sizes.append(len(ids))
-        self._ids.extend(ids)
+        if not self._one_query:
+            self._ids.extend(ids)
 
     def complete(self, ids: Sequence[int]) -> None:
         now = time.perf_counter()
         with self._lock:
             self._answered.append(now)
             self._answered_sizes.append(len(ids))
-            self._answered_ids.extend(ids)
+            if not self._one_query:
+                self._answered_ids.extend(ids)
 
     def timing(self) -> Timing | None:
         """The run's timing, once every sample is answered; None where nothing was issued."""
@@ -63,11 +70,15 @@ class Timeline:
             return None
         issued, sizes = np.array(self._issued), np.array(self._sizes)
         answered = np.repeat(np.array(self._answered), np.array(self._answered_sizes))
-        ids, answered_ids = np.array(self._ids), np.array(self._answered_ids)
-        order = np.argsort(answered_ids, kind="stable")
-        of_sample = answered[order][np.searchsorted(answered_ids, ids, sorter=order)]
-        of_query = np.maximum.reduceat(of_sample, np.cumsum(sizes) - sizes)
+        of_query = answered.max(keepdims=True) if self._one_query else self._last_answers(answered, sizes)
         begin = issued[0]
         return Timing(
             issued=issued - begin, latencies=of_query - issued, answered=np.sort(answered) - begin, samples=sizes
         )
+
+    def _last_answers(self, answered: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """When the last sample of each query was answered, float64 [queries]."""
+        ids, answered_ids = np.array(self._ids), np.array(self._answered_ids)
+        order = np.argsort(answered_ids, kind="stable")
+        of_sample = answered[order][np.searchsorted(answered_ids, ids, sorter=order)]
+        return np.maximum.reduceat(of_sample, np.cumsum(sizes) - sizes)

@@ -33,3 +33,17 @@ def test_a_query_takes_until_its_last_sample_is_answered(clock):
 
 def test_a_phase_without_queries_has_no_timing():
     assert Timeline().timing() is None
+
+
+def test_a_query_alone_is_timed_without_ids(clock):
+    timings = []
+    for one_query in (True, False):
+        noted = Timeline(one_query=one_query)
+        for at, step in enumerate((noted.issue, noted.complete, noted.complete)):
+            clock[0] = 300.0 + 2 * at
+            step([[1, 2, 3], [3, 1], [2]][at])
+        timings.append(noted.timing())
+    alone, usual = timings
+    for name in ("issued", "latencies", "answered", "samples"):
+        assert getattr(alone, name).tolist() == getattr(usual, name).tolist()
+    assert alone.latencies.tolist() == [4.0]

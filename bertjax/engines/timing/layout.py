@@ -58,6 +58,34 @@ def fastest(choices: Sequence[Choice], rates: Sequence[float]) -> Choice:
     return next(choice for choice, rate in zip(choices, rates, strict=True) if rate >= (1 - NOISE) * best)
 
 
+def choose_threads(
+    open_with: Callable[[int, int], Backend], library: SampleLibrary, counts: Sequence[int], *, seconds: float
+) -> tuple[Backend, Layout]:
+    """Open a backend with one stream, of as many threads as give one window at a time the lowest 90th percentile.
+
+    More threads are slower where a window's work is small against what they wait for each other, or where another
+    program has a core.
+
+    Args:
+      open_with: opens the backend for a number of streams, and of threads of each.
+      library: with all windows loaded.
+      counts: numbers of threads to choose from, the usual one first.
+      seconds: about the time to spend on each; where there is no choice, nothing is measured.
+    """
+    first = open_with(1, counts[0])
+    if not first.shares_cores:
+        return first, Layout(streams=first.streams, threads=None, batch_tokens=first.batch_tokens, tried={})
+    backends = [first, *(open_with(1, count) for count in counts[1:])]
+    chosen, tried = 0, {}
+    if len(counts) > 1:
+        found = measure.slow_latencies(backends, library, seconds=seconds)
+        rates = [found.tokens / p90 for p90 in found.p90_seconds]
+        tried = {f"1 x {count}, {found.tokens} tokens": rate for count, rate in zip(counts, rates, strict=True)}
+        chosen = fastest(range(len(counts)), rates)
+    backend = backends[chosen]
+    return backend, Layout(streams=1, threads=counts[chosen], batch_tokens=backend.batch_tokens, tried=tried)
+
+
 def choose_layout(
     open_with: Callable[[int, int], Backend],
     library: SampleLibrary,

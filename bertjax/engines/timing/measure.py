@@ -95,6 +95,41 @@ def _run_for(
     )
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Latencies:
+    """What one window takes on each of several backends."""
+
+    tokens: int  # of the window, padded
+    p90_seconds: list[float]
+
+
+def slow_latencies(backends: Sequence[Backend], library: SampleLibrary, *, seconds: float) -> Latencies:
+    """The 90th percentile of a window's latency on each backend, by a window that 90 % of the library do not exceed.
+
+    They are measured in turn, each for about `seconds` in all, so that a machine that slows down does so for all; and
+    by a percentile, so that threads that wait for a core which another program has count with what they wait.
+    """
+    size = int(np.percentile(library.lengths, 90, method="higher"))
+    index = int(np.argmax(library.lengths == size))
+    length = padded_length(size, single_multiple(backends[0]), library.longest)
+    batch = library.gather([index], length)
+    times: list[list[float]] = [[] for _ in backends]
+    for backend in backends:
+        backend.compile_shapes([(1, length)])
+        backend.infer(*batch)
+    for _ in tqdm.trange(ROUNDS, desc="threads", leave=False, disable=None):
+        for backend, found in zip(backends, times, strict=True):
+            time.sleep(REST if len(backends) > 1 else 0.0)
+            backend.infer(*batch)  # the cores come from a rest, which they do not have in a test
+            begin = before = time.perf_counter()
+            while before - begin < seconds / ROUNDS or before == begin:
+                backend.infer(*batch)
+                now = time.perf_counter()
+                found.append(now - before)
+                before = now
+    return Latencies(tokens=length, p90_seconds=[float(np.percentile(found, 90)) for found in times])
+
+
 def latency_ns(backend: Backend, library: SampleLibrary, *, seconds: float) -> int:
     """Mean nanoseconds of one sample at a time, of random lengths; at least two samples, the first unmeasured."""
     longest, multiple, random = library.longest, single_multiple(backend), np.random.default_rng(0)

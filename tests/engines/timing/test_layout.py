@@ -133,3 +133,39 @@ def test_shapes_of_most_windows_are_compiled_for_themselves_until_time_or_memory
     monkeypatch.setattr(warmup, "COMPILED_BYTES", 7e9)
     assert warmup.compile_shapes(Compiling(), library, plans, seconds=60.0) == plans[8:]  # one round of 8 GB
     assert warmup.compile_shapes(Engine(1, 1), library, plans, seconds=60.0) == plans  # which compiles none
+
+
+class Threaded(Engine):
+    """A backend on which a window takes its own time by the number of threads, and sometimes ten times that."""
+
+    SECONDS = {4: 1.0, 2: 0.8, 1: 1.5}
+    stolen = 0.0  # share of calls during which another program has a core, of several threads
+
+    def infer(self, ids, mask, types):
+        self.met.add(ids.shape)
+        calls = self.clock[1:]
+        self.clock.append(None)
+        late = self.threads > 1 and self.stolen and len(calls) % round(1 / self.stolen) == 0
+        Threaded.now += self.SECONDS[self.threads] * (10 if late else 1)
+        return np.zeros(ids.shape, np.float32), np.zeros(ids.shape, np.float32)
+
+
+@pytest.mark.parametrize(("stolen", "threads"), [(0.0, 2), (0.2, 1)])
+def test_single_stream_takes_the_threads_with_the_lowest_90th_percentile(library, monkeypatch, stolen, threads):
+    monkeypatch.setattr(Threaded, "now", 0.0, raising=False)
+    monkeypatch.setattr(Threaded, "stolen", stolen)
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: Threaded.now)
+    monkeypatch.setattr(measure.time, "sleep", lambda seconds: None)
+    engine, found = layout.choose_threads(Threaded, library, [4, 2, 1], seconds=300.0)
+    assert (found.streams, found.threads, engine.threads) == (1, threads, threads)
+    (shape,) = engine.met
+    padded = -(-library.lengths // 8) * 8
+    assert shape == (1, min(sorted(padded)[-(-len(padded) * 9 // 10) :][0], library.longest))
+    assert set(found.tried) == {f"1 x {count}, {shape[1]} tokens" for count in (4, 2, 1)}
+    if not stolen:
+        assert found.tried[f"1 x 1, {shape[1]} tokens"] == pytest.approx(shape[1] / 1.5)
+
+
+def test_one_number_of_threads_is_not_measured(library):
+    _, found = layout.choose_threads(Engine, library, [1], seconds=1.0)
+    assert found == layout.Layout(streams=1, threads=1, batch_tokens=1024, tried={})
