@@ -61,7 +61,7 @@ def main() -> None:
     from bertjax.mlperf.result import Result, record_result
     from bertjax.mlperf.submission import compliance
 
-    wanted = gates.read_gates(options.benchmarks, options.config_ver)
+    asked = gates.read_gates(options.benchmarks, options.config_ver)
     scenarios = gates.read_names("--scenarios", options.scenarios, conf.SCENARIOS)
     (mode,) = gates.read_names("--test_mode", options.test_mode, conf.MODES)
     if options.audit_test:
@@ -71,9 +71,9 @@ def main() -> None:
     def judge(f1: float, gate: str, questions: int) -> gates.Verdict:
         return gates.judge(f1, gate, model=model, questions=questions, reference=options.reference_f1)
 
-    for gate in wanted if mode in conf.SCORED and not options.audit_test else ():
+    for gate in asked if mode in conf.SCORED and not options.audit_test else ():
         judge(0.0, gate, 0)  # a gate that cannot be judged is told before the sessions
-    log_root = options.logs or new_log_root(f"{model.resolve().name}-{'-'.join(wanted)}")
+    log_root = options.logs or new_log_root(f"{model.resolve().name}-{'-'.join(asked)}")
 
     def show(result: Result) -> None:
         print(format_result(result), flush=True)
@@ -94,7 +94,7 @@ def main() -> None:
     )
     missed = []
     if options.audit_test:
-        for verification in compliance.run_test01(settings, scenarios, wanted, show):
+        for verification in compliance.run_test01(settings, scenarios, asked, show):
             print(verification, flush=True)
             missed += [] if verification.passed else [f"TEST01 failed in {verification.scenario}"]
     else:
@@ -104,7 +104,7 @@ def main() -> None:
         for each in sessions:
             result = session.run(each)
             show(result)
-            verdicts = [judge(result.accuracy.f1, gate, result.questions) for gate in wanted] if result.accuracy else []
+            verdicts = [judge(result.accuracy.f1, gate, result.questions) for gate in asked] if result.accuracy else []
             print(*verdicts, sep="\n", end="\n" if verdicts else "")
             missed += [f"accuracy gate {one.gate} missed in {result.scenario}" for one in verdicts if not one.passed]
     if missed:

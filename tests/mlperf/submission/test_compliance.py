@@ -188,15 +188,20 @@ def test_answers_that_differ_in_the_last_bit_are_held_to_their_f1(made, verified
 
 
 @pytest.mark.skipif(not CHECKOUT, reason="MLCOMMONS_INFERENCE names no checkout of mlcommons/inference")
-def test_mlcommons_own_scripts_say_the_same(verified, made, settings: SessionSettings) -> None:
+def test_mlcommons_own_scripts_say_the_same(verified, made, settings: SessionSettings, tmp_path: Path) -> None:
+    scripts = Path(CHECKOUT) / "compliance" / "TEST01"
     for found, run in zip(verified, made, strict=True):
         audited = settings.log_root / "TEST01" / found.scenario / "PerformanceOnly"
+        command = ["bash", scripts / "create_accuracy_baseline.sh", run.accuracy / ACCURACY_LOG, audited / ACCURACY_LOG]
+        subprocess.run(command, cwd=tmp_path, check=True)
+        baseline = json.loads((tmp_path / "mlperf_log_accuracy_baseline.json").read_text())
+        assert {entry["qsl_idx"] for entry in baseline} == {index for index, _ in read_answers(audited)}
         for script, file, text in (
             ("verify_accuracy.py", ACCURACY_LOG, str(found.answers)),
             ("verify_performance.py", "mlperf_log_detail.txt", str(found.speed)),
         ):
             reference = run.accuracy if file == ACCURACY_LOG else run.performance
-            command = [sys.executable, Path(CHECKOUT) / "compliance" / "TEST01" / script]
+            command = [sys.executable, scripts / script]
             command += ["-r", reference / file, "-t", audited / file]
             done = subprocess.run(command, capture_output=True, text=True)
             said = (done.stdout + done.stderr).strip().splitlines()
