@@ -138,8 +138,8 @@ def test_test01_passes_in_all_scenarios_on_onnx_runtime(verified, settings: Sess
         assert (found.folder / "verify_accuracy.txt").read_text() == str(found.answers)
         assert (found.folder / "verify_performance.txt").read_text() == str(found.speed)
         content = (settings.log_root / "TEST01" / found.scenario / "PerformanceOnly" / ACCURACY_LOG).read_bytes()
-        score, digest = accuracy.parse_accuracy((found.folder / "accuracy" / "accuracy.txt").read_text())
-        assert score is not None and digest == accuracy.sha256(content)
+        parsed = accuracy.parse_accuracy((found.folder / "accuracy" / "accuracy.txt").read_text())
+        assert parsed.score is not None and parsed.digest == accuracy.sha256(content)
         assert (found.folder / "accuracy" / ACCURACY_LOG).read_bytes() == accuracy.truncate(content)
         logged, _ = read_detail_log(found.folder / "performance" / "run_1")
         assert logged["effective_accuracy_log_sampling_target"] == 4096
@@ -182,7 +182,7 @@ def test_answers_that_differ_in_the_last_bit_are_held_to_their_f1(made, verified
         assert (found.answers.passed, found.accuracy_passed) == (not passed, passed), str(found)
         texts = {path.name: path.read_text() for path in (folder / "TEST01" / "accuracy").glob("*.txt")}
         assert texts.keys() == {"accuracy.txt", "baseline_accuracy.txt", "compliance_accuracy.txt"}
-        scores = {name: accuracy.parse_accuracy(text)[0] for name, text in texts.items()}
+        scores = {name: accuracy.parse_accuracy(text).score for name, text in texts.items()}
         assert scores["compliance_accuracy.txt"] == scores["accuracy.txt"] and found.scores is not None
         assert scores["baseline_accuracy.txt"].f1 == pytest.approx(found.scores.baseline.f1, abs=1e-6)
 
