@@ -19,6 +19,7 @@ OFFICIAL_SECONDS = 600.0  # mlperf.conf's min_duration: a run for the record
 # mlperf.conf's min_query_count, where it has none LoadGen's own; of Offline's one query these are samples.
 OFFICIAL_QUERIES = {"Offline": 10_833, "SingleStream": 100, "Server": 100, "MultiStream": 662}
 OFFICIAL_PERCENTILES = {"SingleStream": 90.0, "Server": 99.0, "MultiStream": 99.0}
+SAMPLES_PER_QUERY = 8  # mlperf.conf's, in MultiStream
 BENCHMARK = "bert"  # LoadGen's name for it in mlperf.conf
 AUDIT_CONF = Path("audit.config")  # LoadGen takes it from the working folder if it lies there
 
@@ -126,15 +127,6 @@ def read_user_conf(path: Path, scenario: str) -> dict[str, float]:
     return read_conf(path, scenario).values
 
 
-def read_audit_conf(path: Path, scenario: str) -> dict[str, float]:
-    """Read the settings of an audit.conf, by which an auditor changes a run; they are stronger than all others.
-
-    Raises:
-      UserError: as for `read_conf`.
-    """
-    return read_conf(path, scenario, audit=True).values
-
-
 def read_conf(path: Path, scenario: str, *, audit: bool = False) -> Conf:
     """Read a user.conf or an audit.conf as LoadGen does for a scenario.
 
@@ -230,27 +222,6 @@ def _checked(key: str, text: str, scenario: str, place: str, *, audit: bool) -> 
     if key == "mode" and not audit:
         return 0, "the mode is --mode's, whatever a user.conf says"
     return value, ""
-
-
-def check_counts(values: Mapping[str, float], windows: int, path: Path) -> None:
-    """Check settings that count samples against the samples there are.
-
-    Args:
-      values: of `path`, as `read_conf` gives them.
-      windows: samples of the data file.
-
-    Raises:
-      UserError: LoadGen would go past the samples' end.
-    """
-    loaded = int(values.get("performance_sample_count_override", 0)) or windows
-    index = int(values.get("performance_issue_same_index", 0))
-    if values.get("performance_issue_same") and index >= min(loaded, windows):
-        raise UserError(f"{path}: performance_issue_same_index {index}: there are {min(loaded, windows)} samples")
-    count = int(values.get("accuracy_sample_count_override", 0))
-    if count > windows:
-        raise UserError(f"{path}: accuracy_sample_count_override {count}: there are {windows} samples")
-    if values.get("performance_issue_same") and values.get("performance_issue_unique"):
-        raise UserError(f"{path}: performance_issue_same and performance_issue_unique exclude each other")
 
 
 def server_bound_seconds(conf: Mapping[str, float]) -> float:

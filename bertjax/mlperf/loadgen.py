@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mlperf_loadgen
@@ -19,6 +19,7 @@ import numpy as np
 from bertjax.engines.samples import SampleLibrary
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.conf import BENCHMARK, OFFICIAL_SECONDS
+from bertjax.mlperf.session import Confs
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
 
@@ -37,11 +38,11 @@ class TestPlan:
     expected_latency_ns: int | None  # SingleStream and MultiStream: of one query, to plan how many are needed
 
 
-def make_settings(plan: TestPlan, given: Mapping[str, float], sample_count: int) -> mlperf_loadgen.TestSettings:
+def make_settings(plan: TestPlan, confs: Confs, sample_count: int) -> mlperf_loadgen.TestSettings:
     """LoadGen's settings. A test shorter than mlperf.conf's 600 s drops mlperf.conf's minimum number of queries.
 
     Args:
-      given: the settings of the plan's user.conf.
+      confs: of the session; LoadGen itself reads the audit.conf later, over these settings.
 
     Raises:
       UserError: LoadGen refuses the user.conf.
@@ -55,14 +56,15 @@ def make_settings(plan: TestPlan, given: Mapping[str, float], sample_count: int)
     settings.mode = getattr(mlperf_loadgen.TestMode, plan.mode)
     if plan.duration_seconds is not None:
         settings.min_duration_ms = round(plan.duration_seconds * 1000)
-    if settings.min_duration_ms < OFFICIAL_SECONDS * 1000 and "min_query_count" not in given:
+    shortest = confs.audit.get("min_duration", settings.min_duration_ms)
+    if shortest < OFFICIAL_SECONDS * 1000 and "min_query_count" not in confs.user:
         settings.min_query_count = 1
     if plan.target_qps is not None:
         settings.offline_expected_qps = settings.server_target_qps = plan.target_qps
     if plan.expected_latency_ns is not None:
         settings.single_stream_expected_latency_ns = plan.expected_latency_ns
         settings.multi_stream_expected_latency_ns = plan.expected_latency_ns
-    count = int(given.get("performance_sample_count_override", 0)) or MAX_PERFORMANCE_SAMPLES
+    count = int(confs.user.get("performance_sample_count_override", 0)) or MAX_PERFORMANCE_SAMPLES
     settings.performance_sample_count_override = min(count, sample_count)
     return settings
 

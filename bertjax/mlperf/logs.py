@@ -20,6 +20,12 @@ from bertjax.files import disk_error
 LOGS = Path("build/logs")
 ACCURACY_LOG = "mlperf_log_accuracy.json"
 PERCENTILES = ("50.00", "90.00", "95.00", "97.00", "99.00", "99.90")
+EFFECTIVE = (  # settings of which a result tells
+    *("scenario", "test_mode", "min_duration_ms", "max_duration_ms", "min_query_count", "max_query_count"),
+    *("min_sample_count", "samples_per_query", "target_qps", "target_latency_ns", "target_latency_percentile"),
+    *("performance_sample_count", "performance_issue_unique", "performance_issue_same"),
+)
+_EFFECTIVE = "effective_"
 _MARK = ":::MLLOG"
 
 
@@ -34,7 +40,7 @@ class Performance:
     samples_per_second: float  # Offline: all samples; Server: completed; single and multi-stream: one after the other
     scheduled_samples_per_second: float | None  # Server only
     latency_ns: dict[str, int]  # min, mean, max and PERCENTILES
-    target_latency_ns: int | None  # Server only: the bound of its 99th percentile
+    target_latency_ns: int | None  # Server only: the bound of its percentile
     early_stopping: tuple[str, ...]  # LoadGen's notes on whether the queries suffice for the percentile
 
 
@@ -109,6 +115,21 @@ def read_detail_log(log_dir: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
     return {entry.key: entry.value for entry in entries}, errors
 
 
+def read_effective(log_dir: Path) -> dict[str, Any]:
+    """The settings that held in a run, as LoadGen logged them: its `effective_*` records, without that prefix.
+
+    Raises:
+      WorkFailed: the log is unreadable, or lacks a setting.
+    """
+    values, errors = read_detail_log(log_dir)
+    found = {key.removeprefix(_EFFECTIVE): value for key, value in values.items() if key.startswith(_EFFECTIVE)}
+    missing = [key for key in EFFECTIVE if key not in found]
+    if missing:
+        why = "; ".join(errors) or "the run ended early"
+        raise WorkFailed(f"{log_dir}/mlperf_log_detail.txt: no {_EFFECTIVE}{missing[0]} in it: {why}")
+    return found
+
+
 def read_performance(log_dir: Path) -> Performance:
     """The result of a run's phase of performance.
 
@@ -116,8 +137,11 @@ def read_performance(log_dir: Path) -> Performance:
       WorkFailed: the log is unreadable, or holds no result or a part of one.
     """
     values, errors = read_detail_log(log_dir)
-    keys = {name: f"result_{name}_latency_ns" for name in ("min", "mean", "max")}
-    keys |= {name: f"result_{name}_percentile_latency_ns" for name in PERCENTILES}
+    # MultiStream's samples have latencies of their own beside those of their queries.
+    of_query = "_query" if values.get("effective_scenario") == "MultiStream" else ""
+    per_query = "_per_query" if of_query else ""
+    keys = {name: f"result_{name}{of_query}_latency_ns" for name in ("min", "mean", "max")}
+    keys |= {name: f"result_{name}_percentile{per_query}_latency_ns" for name in PERCENTILES}
     missing = [key for key in ("result_validity", *keys.values()) if key not in values]
     if missing:
         why = "; ".join(errors) or "the run ended early"
@@ -158,7 +182,8 @@ def _samples_per_second(values: dict[str, Any]) -> float:
         if key in values:
             return float(values[key])
     # LoadGen gives single and multi-stream no such figure: queries follow one another without a gap.
-    return 1e9 * values["effective_samples_per_query"] / max(values["result_mean_latency_ns"], 1)
+    latency = values.get("result_mean_query_latency_ns", values["result_mean_latency_ns"])
+    return 1e9 * values["effective_samples_per_query"] / max(latency, 1)
 
 
 def _lines(text: str) -> tuple[str, ...]:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertjax.display import panels, save_svg
-from bertjax.mlperf.conf import OFFICIAL_SECONDS
 from bertjax.mlperf.logs import PERCENTILES, Performance
 from bertjax.mlperf.peak import Probe
 from bertjax.mlperf.result import SUMMARY, Result
@@ -40,6 +39,7 @@ def format_result(result: Result) -> str:
     ]
     if result.audit_conf is not None:
         lines.append(f"Audit    : {result.audit_conf}, stronger than all other settings")
+    lines += [f"Note     : {note}" for note in result.notes]
     if result.performance is not None:
         lines += _performance(result, result.performance)
     if result.accuracy is not None:
@@ -61,18 +61,16 @@ def _performance(result: Result, found: Performance) -> list[str]:
         lines.append(f"Completed samples per second    : {found.samples_per_second:.2f}")
         lines.append(f"Scheduled samples per second    : {found.scheduled_samples_per_second:.2f}")
     else:
-        percentile = "90.00" if result.scenario == "SingleStream" else "99.00"
-        lines.append(f"{percentile[:4]}th percentile latency (ns) : {found.latency_ns[percentile]}")
+        latency = found.latency_ns.get(f"{result.percentile:.2f}", "in mlperf_log_summary.txt")
+        lines.append(f"{result.percentile:.1f}th percentile latency (ns) : {latency}")
     lines.append(f"Result is : {'VALID' if found.valid else 'INVALID'}")
     lines += [f"  {name} satisfied : {'Yes' if met else 'NO'}" for name, met in found.checks.items()]
     lines += [f"  * {reason}" for reason in (*found.reasons, *found.early_stopping)]
     if result.official_length:
-        lines.append(f"Run length: official, at least {result.duration_seconds:.0f} s")
+        lines.append(f"Run length: official, at least {result.duration_seconds:g} s")
     else:
-        lines.append(
-            f"Run length: short, at least {result.duration_seconds:g} s instead of {OFFICIAL_SECONDS:.0f} s, without"
-            " the official minimum of queries; not for a submission (--duration 600 is)"
-        )
+        lines.append(f"Run length: short, {', '.join(result.shortfalls)}; not for a submission (--duration 600 is)")
+    lines += [f"Not as in mlperf.conf: {departure}" for departure in result.departures]
     lines += [_RULE, "Additional Stats", _RULE]
     lines.append(f"Queries                         : {found.queries}")
     for name, key in (("Min", "min"), ("Max", "max"), ("Mean", "mean")):
@@ -80,7 +78,7 @@ def _performance(result: Result, found: Performance) -> list[str]:
     for name in PERCENTILES:
         lines.append(f"{f'{name} percentile latency (ns)':<32}: {found.latency_ns[name]}")
     if found.target_latency_ns is not None:
-        lines.append(f"{'Bound of the 99.00 percentile':<32}: {found.target_latency_ns}")
+        lines.append(f"{f'Bound of the {result.percentile:.2f} percentile':<32}: {found.target_latency_ns}")
     return lines
 
 
@@ -157,7 +155,7 @@ def _spread(axis: Axes, timing: Timing, found: Performance, scenario: str) -> No
     if found.target_latency_ns is not None:
         bound = found.target_latency_ns / 1e6
         axis.axvline(bound, color=_RED, linewidth=1, linestyle="--")
-        _note(axis, f"bound of p99, {bound:.0f} ms", (bound, 2), "data", _RED, rotation=90, ha="right")
+        _note(axis, f"bound, {bound:g} ms", (bound, 2), "data", _RED, rotation=90, ha="right")
     axis.set_ylim(0, 101)
     axis.set_xlim(left=0)
     axis.set_xlabel("latency, ms")

@@ -12,7 +12,13 @@ from bertjax.data.metrics import Score
 from bertjax.engines.timing.layout import Layout
 from bertjax.files import write_file_aside
 from bertjax.identity import digest_folder
-from bertjax.mlperf.conf import OFFICIAL_SECONDS
+from bertjax.mlperf.conf import (
+    OFFICIAL_PERCENTILES,
+    OFFICIAL_QUERIES,
+    OFFICIAL_SECONDS,
+    SAMPLES_PER_QUERY,
+    SERVER_BOUND_MILLISECONDS,
+)
 from bertjax.mlperf.logs import Performance
 from bertjax.mlperf.timeline import Timing
 from bertjax.rundir import run_folder
@@ -36,9 +42,11 @@ class Result:
     log_dir: Path
     questions: int
     windows: int
-    duration_seconds: float  # the minimum that LoadGen was asked for
+    duration_seconds: float  # the least that LoadGen ran for, of `effective`
     target_qps: float | None  # Server only: the rate that was issued; after FindPeakPerformance the one that was found
+    effective: dict[str, Any]  # the settings that held, as LoadGen logged them (`logs.read_effective`)
     audit_conf: Path | None
+    notes: tuple[str, ...]  # lines of user.conf and audit.conf that LoadGen accepted and did nothing with
     resident_bytes: dict[str, int] | None  # of the session's process, at the `start` of the test and at its `end`
     performance: Performance | None
     accuracy: Score | None
@@ -51,8 +59,48 @@ class Result:
 
     @property
     def official_length(self) -> bool:
-        """Whether the run was as long as the rules want for a submission."""
-        return self.duration_seconds >= OFFICIAL_SECONDS
+        """Whether the run was as long as mlperf.conf wants, in time and in queries."""
+        return not self.shortfalls
+
+    @property
+    def percentile(self) -> float:
+        """The percentile of latency by which LoadGen judged the run, in percent."""
+        return 100 * float(self.effective["target_latency_percentile"])
+
+    @property
+    def shortfalls(self) -> tuple[str, ...]:
+        """In what the run was shorter than mlperf.conf's: what it was, and what that has instead."""
+        held, found = self.effective, []
+        if held["min_duration_ms"] < 1000 * OFFICIAL_SECONDS:
+            found.append(f"at least {held['min_duration_ms'] / 1000:g} s instead of {OFFICIAL_SECONDS:.0f} s")
+        offline, official = self.scenario == "Offline", OFFICIAL_QUERIES[self.scenario]
+        count = held["min_sample_count" if offline else "min_query_count"]
+        if count < official:
+            unit = "samples" if offline else "queries"
+            found.append(f"at least {count:,} {unit} instead of {official:,}")
+        if held["max_duration_ms"]:
+            found.append(f"at most {held['max_duration_ms'] / 1000:g} s")
+        if held["max_query_count"]:
+            found.append(f"at most {held['max_query_count']:,} queries")
+        return tuple(found)
+
+    @property
+    def departures(self) -> tuple[str, ...]:
+        """In what else the run differed from mlperf.conf: what it was, and what that has instead."""
+        held, found = self.effective, []
+        official = OFFICIAL_PERCENTILES.get(self.scenario, self.percentile)
+        if abs(self.percentile - official) > 1e-6:
+            found.append(f"the {self.percentile:g}th percentile instead of the {official:g}th")
+        bound = held["target_latency_ns"] / 1e6
+        if self.scenario == "Server" and bound != SERVER_BOUND_MILLISECONDS:
+            found.append(f"a bound of {bound:g} ms instead of {SERVER_BOUND_MILLISECONDS:g} ms")
+        if self.scenario == "MultiStream" and held["samples_per_query"] != SAMPLES_PER_QUERY:
+            found.append(f"{held['samples_per_query']} samples a query instead of {SAMPLES_PER_QUERY}")
+        if held["performance_issue_same"]:
+            found.append("the same sample in every query")
+        if held["performance_issue_unique"]:
+            found.append("each sample once")
+        return tuple(found)
 
     def record(self) -> dict[str, Any]:
         """The run's entry in `metrics.json`, under loadgen / model / scenario."""
@@ -60,6 +108,7 @@ class Result:
         about["layout"] = dataclasses.asdict(self.layout)
         if self.audit_conf is not None:
             about["audit_conf"] = str(self.audit_conf)
+        about["effective"] = self.effective
         found = {}
         if self.accuracy is not None:
             found["accuracy"] = about | {"questions": self.questions} | dataclasses.asdict(self.accuracy)

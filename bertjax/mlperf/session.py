@@ -21,7 +21,7 @@ from bertjax.engines.backend import BACKENDS
 from bertjax.engines.workers import processes
 from bertjax.errors import UserError, WorkFailed
 from bertjax.files import disk_error
-from bertjax.mlperf.conf import MODES, SCENARIOS, read_audit_conf, read_user_conf
+from bertjax.mlperf.conf import MODES, SCENARIOS, Conf, read_conf
 from bertjax.mlperf.result import Result
 
 ENDING_SECONDS = 10.0  # for a session's process to end what it has started; Ray takes some
@@ -56,10 +56,11 @@ class SessionSettings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Confs:
-    """The settings of a session's user.conf and audit.conf, as `read_user_conf` gives them; empty without a file."""
+    """The settings of a session's user.conf and audit.conf, as `read_conf` gives them; empty without a file."""
 
     user: Mapping[str, float]
     audit: Mapping[str, float]
+    notes: tuple[str, ...]  # of both: lines that LoadGen accepts and does nothing with
 
 
 def compile_seconds(duration: float) -> float:
@@ -132,16 +133,40 @@ def check(settings: SessionSettings) -> Confs:
             f"--mode FindPeakPerformance: LoadGen searches for a rate in Server only, and {settings.scenario} has none"
             " to set: PerformanceOnly measures it"
         )
-    user = read_user_conf(settings.user_conf, settings.scenario) if settings.user_conf else {}
-    audit = read_audit_conf(settings.audit_conf, settings.scenario) if settings.audit_conf else {}
-    mode = audit.get("mode")
+    nothing = Conf(values={}, notes=())
+    user = read_conf(settings.user_conf, settings.scenario) if settings.user_conf else nothing
+    audit = read_conf(settings.audit_conf, settings.scenario, audit=True) if settings.audit_conf else nothing
+    mode = audit.values.get("mode")
     if mode is not None and mode != MODES.index(settings.mode):
-        meant = MODES[int(mode)] if mode in range(len(MODES)) else "none of LoadGen's"
-        raise UserError(f"{settings.audit_conf}: its mode {mode:g} is {meant}, not --mode {settings.mode}")
+        raise UserError(f"{settings.audit_conf}: its mode {mode:g} is {MODES[int(mode)]}, not --mode {settings.mode}")
     try:
         settings.log_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=settings.log_dir):
             pass  # LoadGen itself goes on without a word where it cannot write
     except OSError as error:
         raise disk_error(settings.log_dir, error) from None
-    return Confs(user=user, audit=audit)
+    return Confs(user=user.values, audit=audit.values, notes=user.notes + audit.notes)
+
+
+def check_counts(settings: SessionSettings, confs: Confs, windows: int) -> None:
+    """Check settings of the confs that count samples against the samples there are.
+
+    Args:
+      windows: samples of the data file.
+
+    Raises:
+      UserError: LoadGen would go past the samples' end, or would log that there were more.
+    """
+    held = {**confs.user, **confs.audit}
+    loaded = min(windows, int(held.get("performance_sample_count_override", 0)) or windows)
+    for key, most in (
+        ("accuracy_sample_count_override", windows),
+        ("performance_sample_count_override", windows if "performance_sample_count_override" in confs.audit else None),
+        ("performance_issue_same_index", loaded - 1 if held.get("performance_issue_same") else None),
+    ):
+        if most is not None and held.get(key, 0) > most:
+            path = settings.audit_conf if key in confs.audit else settings.user_conf
+            raise UserError(f"{path}: {key} {held[key]:g}: must be at most {most}, as there are {windows} samples")
+    if held.get("performance_issue_same") and held.get("performance_issue_unique"):
+        path = settings.audit_conf or settings.user_conf
+        raise UserError(f"{path}: performance_issue_same and performance_issue_unique exclude each other")

@@ -25,10 +25,10 @@ from bertjax.identity import digest_file
 from bertjax.machine import resident_bytes
 from bertjax.mlperf import loadgen, prepare
 from bertjax.mlperf.conf import SCORED
-from bertjax.mlperf.logs import read_accuracy, read_peak_rate, read_performance
+from bertjax.mlperf.logs import read_accuracy, read_effective, read_peak_rate, read_performance
 from bertjax.mlperf.output import draw_run
 from bertjax.mlperf.result import Result, digest_model, write_summary
-from bertjax.mlperf.session import Confs, SessionSettings
+from bertjax.mlperf.session import Confs, SessionSettings, check_counts
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
 
@@ -69,12 +69,13 @@ def hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Backe
 
 def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Backend]) -> Result:
     dataset, library = open_library(settings.data, settings.model, settings.windows)
+    check_counts(settings, confs, len(dataset.windows))
     library.load(range(len(library.lengths)))
     try:
         backend, layout = prepare.open_fastest(settings, confs, open_with, library)
         plan = prepare.plan_test(settings, confs, backend, library, layout.batch_tokens)
-        test_settings = loadgen.make_settings(plan, confs.user, len(dataset.windows))
-        bound = test_settings.server_target_latency_ns / 1e9
+        test_settings = loadgen.make_settings(plan, confs, len(dataset.windows))
+        bound = confs.audit.get("target_latency", test_settings.server_target_latency_ns / 1e6) / 1e3
         queue = prepare.make_queue(settings.scenario, backend, library, layout.batch_tokens, bound)
     except (UserError, WorkFailed):
         raise
@@ -90,9 +91,10 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
     system = SystemUnderTest(backend, library, complete, queue, multiple=multiple, ahead=ahead)
     seconds = confs.audit.get("min_duration", test_settings.min_duration_ms) / 1000
     memory = _run_test(settings, seconds, system, library, timeline, test_settings)
+    effective = read_effective(settings.log_dir)
     result = Result(
-        scenario=settings.scenario,
-        mode=settings.mode,
+        scenario=effective["scenario"],
+        mode=effective["test_mode"],
         model=settings.model.resolve().name,
         model_digest=digest_model(settings.model),
         data_digest=digest_file(settings.data),
@@ -102,9 +104,11 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         log_dir=settings.log_dir,
         questions=len(dataset.examples),
         windows=len(dataset.windows),
-        duration_seconds=seconds,
-        target_qps=_issued_rate(settings, confs, test_settings.server_target_qps),
+        duration_seconds=effective["min_duration_ms"] / 1000,
+        target_qps=_issued_rate(settings, effective["target_qps"]),
+        effective=effective,
         audit_conf=settings.audit_conf,
+        notes=confs.notes,
         resident_bytes=memory,
         performance=None if settings.mode == "AccuracyOnly" else read_performance(settings.log_dir),
         accuracy=read_accuracy(settings.log_dir, dataset) if settings.mode in SCORED else None,
@@ -139,12 +143,12 @@ def _run_test(
     return None if before is None or after is None else {"start": before, "end": after}
 
 
-def _issued_rate(settings: SessionSettings, confs: Confs, planned: float) -> float | None:
+def _issued_rate(settings: SessionSettings, issued: float) -> float | None:
     if settings.scenario != "Server":
         return None
     if settings.mode == "FindPeakPerformance":
         return read_peak_rate(settings.log_dir)
-    return confs.audit.get("target_qps", planned)
+    return float(issued)
 
 
 def _progress_bar(settings: SessionSettings, seconds: float, count: int) -> tqdm.tqdm[NoReturn]:

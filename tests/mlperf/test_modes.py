@@ -65,6 +65,41 @@ def test_audit_conf_is_stronger_than_everything(run_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("user", "audit", "told"),
+    [
+        (
+            {},
+            {"performance_issue_same": 1, "performance_issue_same_index": 40},
+            "a: performance_issue_same_index 40: .*39",
+        ),
+        (
+            {"performance_sample_count_override": 20},
+            {"performance_issue_same": 1, "performance_issue_same_index": 20},
+            "a: performance_issue_same_index 20: must be at most 19, as there are 40 samples",
+        ),
+        ({"accuracy_sample_count_override": 41}, {}, "u: accuracy_sample_count_override 41: must be at most 40"),
+        (
+            {},
+            {"performance_sample_count_override": 10833},
+            "a: performance_sample_count_override 10833: must be at most",
+        ),
+        ({"performance_issue_same": 1}, {"performance_issue_unique": 1}, "a: .* exclude each other"),
+    ],
+)
+def test_settings_past_the_samples_end_are_told(run_dir, tmp_path, user, audit, told):
+    settings = settings_for(run_dir, tmp_path, user_conf=Path("u"), audit_conf=Path("a"))
+    with pytest.raises(UserError, match=told):
+        session.check_counts(settings, session.Confs(user=user, audit=audit, notes=()), 40)
+
+
+def test_settings_that_fit_the_samples_pass(run_dir, tmp_path):
+    user = {"performance_sample_count_override": 10833}  # of which as many as there are are taken
+    audit = {"performance_issue_same": 1, "performance_issue_same_index": 39, "accuracy_sample_count_override": 40}
+    settings = settings_for(run_dir, tmp_path, user_conf=Path("u"), audit_conf=Path("a"))
+    session.check_counts(settings, session.Confs(user=user, audit=audit, notes=()), 40)
+
+
+@pytest.mark.parametrize(
     ("line", "told"),
     [
         ("*.*.mode = two", "audit.conf:1: .*spaces included"),

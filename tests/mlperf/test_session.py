@@ -54,6 +54,10 @@ def test_each_scenario_gives_what_loadgen_logged(run_dir, tmp_path, scenario):
     assert latencies == sorted(latencies) and latencies[0] > 0
     if scenario == "Server":  # MLPerf's bound, which a second reading of mlperf.conf in one process would lose
         assert found.target_latency_ns == 130_000_000 and result.target_qps == 60.0
+    if scenario == "MultiStream":  # of queries, not of their samples
+        assert found.latency_ns["99.00"] == logged["result_99.00_percentile_per_query_latency_ns"]
+        assert found.latency_ns["mean"] == logged["result_mean_query_latency_ns"]
+    assert result.effective == {key[10:]: value for key, value in logged.items() if key.startswith("effective_")}
     text = format_result(result)
     assert f"Scenario : {scenario}" in text and "99.90 percentile latency (ns)" in text and "short" in text
     assert ("Result is : VALID" in text) == found.valid
@@ -167,12 +171,24 @@ def test_a_serving_process_that_dies_is_told(run_dir, tmp_path, monkeypatch):
 
 def test_user_conf_is_obeyed_and_flags_are_stronger(run_dir, tmp_path):
     path = tmp_path / "user.conf"
-    path.write_text("bert.Server.target_qps = 50\nbert.Server.min_duration = 700\n*.Server.min_query_count = 20\n")
+    path.write_text(
+        "bert.Server.target_qps = 50\nbert.Server.min_duration = 700\n*.Server.min_query_count = 20\n"
+        "bert.Server.target_latency = 90\nbert.Server.target_latency_percentile = 95\nbert-99.Server.target_qps = 7\n"
+    )
     run = settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, duration_seconds=None)
     result = session.run(run)
     logged, _ = read_detail_log(result.log_dir)
     assert (result.target_qps, result.duration_seconds) == (50.0, 0.7)
     assert logged["effective_min_query_count"] == 20
+    text = format_result(result)
+    for line in (
+        f"Note     : {path}: line 6: bert-99.Server is not this run, which is bert.Server; passed over",
+        "Run length: short, at least 0.7 s instead of 600 s, at least 20 queries instead of 100; not for a submission",
+        "Not as in mlperf.conf: the 95th percentile instead of the 99th",
+        "Not as in mlperf.conf: a bound of 90 ms instead of 130 ms",
+        "Bound of the 95.00 percentile   : 90000000",
+    ):
+        assert line in text
     result = session.run(settings_for(run_dir, tmp_path, scenario="Server", user_conf=path, target_qps=80.0))
     assert (result.target_qps, result.duration_seconds) == (80.0, 0.5)
 

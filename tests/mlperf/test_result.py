@@ -1,0 +1,71 @@
+"""What a result says of its run comes from the settings that LoadGen logged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from bertjax.mlperf.result import Result
+
+OFFICIAL: dict[str, Any] = {
+    "min_duration_ms": 600_000,
+    "max_duration_ms": 0,
+    "min_query_count": 100,
+    "max_query_count": 0,
+    "min_sample_count": 100,
+    "samples_per_query": 1,
+    "target_latency_ns": 130_000_000,
+    "target_latency_percentile": 0.99,
+    "performance_issue_same": False,
+    "performance_issue_unique": False,
+}
+
+
+def _result(scenario: str, **held: Any) -> Result:
+    fields: dict[str, Any] = dict.fromkeys(Result.__dataclass_fields__)
+    return Result(**fields | {"scenario": scenario, "effective": OFFICIAL | held})
+
+
+@pytest.mark.parametrize(
+    ("scenario", "held"),
+    [
+        ("Server", {}),
+        ("SingleStream", {"target_latency_percentile": 0.9, "target_latency_ns": 0}),
+        ("Offline", {"min_query_count": 1, "min_sample_count": 10_833}),
+        ("MultiStream", {"min_query_count": 662, "samples_per_query": 8}),
+    ],
+)
+def test_a_run_by_mlperf_conf_is_official(scenario: str, held: dict[str, Any]):
+    result = _result(scenario, **held)
+    assert result.official_length and result.shortfalls == () and result.departures == ()
+
+
+@pytest.mark.parametrize(
+    ("scenario", "held", "told"),
+    [
+        ("Server", {"min_duration_ms": 6}, "at least 0.006 s instead of 600 s"),
+        ("SingleStream", {"min_query_count": 1}, "at least 1 queries instead of 100"),
+        ("Offline", {"min_query_count": 1, "min_sample_count": 9000}, "at least 9,000 samples instead of 10,833"),
+        ("MultiStream", {"min_query_count": 100}, "at least 100 queries instead of 662"),
+        ("Server", {"max_duration_ms": 1000}, "at most 1 s"),
+        ("Server", {"max_query_count": 7}, "at most 7 queries"),
+    ],
+)
+def test_a_run_that_logged_less_is_short_whatever_was_asked_for(scenario: str, held: dict[str, Any], told: str):
+    result = _result(scenario, **held)
+    assert not result.official_length and result.shortfalls == (told,)
+
+
+@pytest.mark.parametrize(
+    ("scenario", "held", "told"),
+    [
+        ("Server", {"target_latency_ns": 1_000_000}, "a bound of 1 ms instead of 130 ms"),
+        ("Server", {"target_latency_percentile": 0.5}, "the 50th percentile instead of the 99th"),
+        ("MultiStream", {"samples_per_query": 2}, "2 samples a query instead of 8"),
+        ("Offline", {"performance_issue_same": True}, "the same sample in every query"),
+        ("Server", {"performance_issue_unique": True}, "each sample once"),
+    ],
+)
+def test_what_else_is_not_mlperf_confs_is_told(scenario: str, held: dict[str, Any], told: str):
+    assert _result(scenario, **held).departures == (told,)
