@@ -23,6 +23,7 @@ SAMPLES_PER_QUERY = 8  # mlperf.conf's, in MultiStream
 BENCHMARK = "bert"  # LoadGen's name for it in mlperf.conf
 AUDIT_CONF = Path("audit.config")  # LoadGen takes it from the working folder if it lies there
 
+LOWEST_RATE, HIGHEST_RATE = 0.01, 1e7  # per second; Server waits for the query after its last second
 _LONGEST = 2**63 // 10**6  # milliseconds that LoadGen's nanoseconds hold
 _MOST_QUERIES = 10**9  # LoadGen plans all queries beforehand, 250 bytes each
 
@@ -65,6 +66,7 @@ _MS, _PERCENT = " milliseconds", " percent, such as 99"
 _SWITCH = Key(low=0, high=1)
 _COUNT = Key(low=0, high=_MOST_QUERIES)
 _EXPECTED = Key(real=True, low=1e-4, high=1e9, unit=_MS, scenarios=("SingleStream", "MultiStream"))
+_RATE = Key(real=True, low=LOWEST_RATE, high=HIGHEST_RATE, unit=" per second", scenarios=("Server", "Offline"))
 # The keys that LoadGen 6.0.17 looks up. A key that is read differently in different scenarios has several entries.
 KEYS: tuple[tuple[str, Key], ...] = (
     ("min_duration", Key(low=0, high=_LONGEST, unit=_MS)),
@@ -80,14 +82,14 @@ KEYS: tuple[tuple[str, Key], ...] = (
     ("print_timestamps", _SWITCH),
     ("accuracy_log_rng_seed", Key(low=0, high=LARGEST)),
     ("accuracy_log_sampling_target", _COUNT),
-    ("target_qps", Key(real=True, low=1e-6, high=1e7, unit=" per second", scenarios=("Server", "Offline"))),
+    ("target_qps", _RATE),
     ("target_latency", Key(low=1, high=_LONGEST, unit=_MS, scenarios=("Server",))),
     ("target_latency", _EXPECTED),
     (
         "target_latency_percentile",
         Key(real=True, low=1.0, high=99.99, unit=_PERCENT, scenarios=("SingleStream", "Server", "MultiStream")),
     ),
-    ("samples_per_query", Key(low=1, high=10**6, scenarios=("MultiStream",))),
+    ("samples_per_query", Key(low=1, high=10**4, scenarios=("MultiStream",))),
     ("coalesce_queries", dataclasses.replace(_SWITCH, scenarios=("Server",))),
     ("max_async_queries", Key(low=0, high=2**31 - 1, scenarios=("Server",))),  # 0: no limit
     ("mode", Key(low=0, high=len(MODES) - 1)),

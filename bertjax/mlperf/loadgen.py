@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import mlperf_loadgen
@@ -18,11 +18,13 @@ import numpy as np
 
 from bertjax.engines.samples import SampleLibrary
 from bertjax.errors import UserError, WorkFailed
+from bertjax.machine import memory_bytes
 from bertjax.mlperf.conf import BENCHMARK, OFFICIAL_SECONDS
 from bertjax.mlperf.session import Confs
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
 
+SAMPLE_BYTES = 100  # at least, of LoadGen's list of queries: 140 for a sample of Offline's, 300 of SingleStream's
 MAX_PERFORMANCE_SAMPLES = 10_833  # mlperf.conf's performance_sample_count for bert
 
 
@@ -67,6 +69,41 @@ def make_settings(plan: TestPlan, confs: Confs, sample_count: int) -> mlperf_loa
     count = int(confs.user.get("performance_sample_count_override", 0)) or MAX_PERFORMANCE_SAMPLES
     settings.performance_sample_count_override = min(count, sample_count)
     return settings
+
+
+def check_plan(settings: mlperf_loadgen.TestSettings, audit: Mapping[str, float]) -> None:
+    """Check that what LoadGen plans before a test of performance fits into memory.
+
+    Args:
+      audit: the settings of the session's audit.conf, which LoadGen reads over `settings`.
+
+    Raises:
+      UserError: it does not.
+    """
+    planned, memory = planned_samples(settings, audit), memory_bytes()
+    if memory and planned * SAMPLE_BYTES > memory:
+        needed, there = planned * SAMPLE_BYTES / 2**30, memory / 2**30
+        raise UserError(
+            f"LoadGen would plan {planned:.3g} samples beforehand, more than {needed:,.0f} GiB, and there are"
+            f" {there:,.0f} GiB: lower --duration, the rate or min_query_count, or raise target_latency"
+        )
+
+
+def planned_samples(settings: mlperf_loadgen.TestSettings, audit: Mapping[str, float]) -> float:
+    """The samples of all queries that LoadGen makes before a test of performance (its GenerateQueries)."""
+    seconds = audit.get("min_duration", settings.min_duration_ms) / 1e3
+    least = audit.get("min_query_count", settings.min_query_count)
+    scenario = mlperf_loadgen.TestScenario
+    if settings.scenario == scenario.Offline:
+        return max(least, 1.1 * seconds * audit.get("target_qps", settings.offline_expected_qps))
+    if settings.scenario == scenario.Server:
+        return max(least, seconds * audit.get("target_qps", settings.server_target_qps))
+    if settings.scenario == scenario.SingleStream:
+        milliseconds, rows = settings.single_stream_expected_latency_ns / 1e6, 1.0
+    else:
+        milliseconds = settings.multi_stream_expected_latency_ns / 1e6
+        rows = audit.get("samples_per_query", settings.multi_stream_samples_per_query)
+    return rows * max(least, 2 * seconds * 1e3 / audit.get("target_latency", milliseconds))
 
 
 def complete(ids: Sequence[int], logits: np.ndarray, lengths: Sequence[int]) -> None:

@@ -21,7 +21,7 @@ from bertjax.engines.backend import BACKENDS
 from bertjax.engines.workers import processes
 from bertjax.errors import UserError, WorkFailed
 from bertjax.files import disk_error
-from bertjax.mlperf.conf import MODES, SCENARIOS, Conf, read_conf
+from bertjax.mlperf.conf import HIGHEST_RATE, LOWEST_RATE, MODES, SCENARIOS, Conf, read_conf
 from bertjax.mlperf.result import Result
 
 ENDING_SECONDS = 10.0  # for a session's process to end what it has started; Ray takes some
@@ -128,6 +128,8 @@ def check(settings: SessionSettings) -> Confs:
         if value is not None and not 0 < value < math.inf:
             flag = "--" + name.removesuffix("_seconds").replace("_", "-")
             raise UserError(f"{flag} {value}: must be above 0")
+    if settings.target_qps is not None and not LOWEST_RATE <= settings.target_qps <= HIGHEST_RATE:
+        raise UserError(f"--target-qps {settings.target_qps:g}: must lie between {LOWEST_RATE} and {HIGHEST_RATE:,.0f}")
     if settings.mode == "FindPeakPerformance" and settings.scenario != "Server":
         raise UserError(
             f"--mode FindPeakPerformance: LoadGen searches for a rate in Server only, and {settings.scenario} has none"

@@ -75,6 +75,8 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         backend, layout = prepare.open_fastest(settings, confs, open_with, library)
         plan = prepare.plan_test(settings, confs, backend, library, layout.batch_tokens)
         test_settings = loadgen.make_settings(plan, confs, len(dataset.windows))
+        if settings.mode != "AccuracyOnly":
+            loadgen.check_plan(test_settings, confs.audit)
         bound = confs.audit.get("target_latency", test_settings.server_target_latency_ns / 1e6) / 1e3
         queue = prepare.make_queue(settings.scenario, backend, library, layout.batch_tokens, bound)
     except (UserError, WorkFailed):

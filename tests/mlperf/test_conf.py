@@ -129,10 +129,7 @@ def test_the_more_exact_line_holds_and_lines_of_others_are_told(tmp_path: Path):
         ("bert.Server.target_latency = 0", "must lie between 1 and"),
         ("bert.Server.target_latency_percentile = 0.99", "must lie between 1 and 99.99 percent, such as 99"),
         ("bert.Server.target_latency_percentile = 100", "must lie between 1 and 99.99"),
-        *(
-            (f"*.*.target_qps = {value}", "must lie between 1e-06 and 10,000,000")
-            for value in ("0", "-1", "inf", "nan")
-        ),
+        *((f"*.*.target_qps = {value}", "must lie between 0.01 and 10,000,000") for value in ("0", "-1", "inf", "nan")),
         ("*.*.min_query_count = 0", "must lie between 1 and 1,000,000,000"),
         ("*.*.min_query_count = 18446744073709551615", "must lie between 1 and 1,000,000,000"),
         ("*.*.performance_issue_same = 2", "must lie between 0 and 1"),

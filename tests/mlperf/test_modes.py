@@ -70,7 +70,7 @@ def test_audit_conf_is_stronger_than_everything(run_dir, tmp_path):
         (
             {},
             {"performance_issue_same": 1, "performance_issue_same_index": 40},
-            "a: performance_issue_same_index 40: .*39",
+            "a: performance_issue_same_index 40: .* 39",
         ),
         (
             {"performance_sample_count_override": 20},
@@ -81,7 +81,7 @@ def test_audit_conf_is_stronger_than_everything(run_dir, tmp_path):
         (
             {},
             {"performance_sample_count_override": 10833},
-            "a: performance_sample_count_override 10833: must be at most",
+            "a: performance_sample_count_override 10833: .* 40",
         ),
         ({"performance_issue_same": 1}, {"performance_issue_unique": 1}, "a: .* exclude each other"),
     ],

@@ -5,6 +5,7 @@ import pickle
 import subprocess
 import sys
 
+import mlperf_loadgen
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from bertjax.data.windows import WindowSettings
 from bertjax.engines.choose import open_backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SampleLibrary, read_dataset
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import gates, session
+from bertjax.mlperf import gates, loadgen, session
 from bertjax.mlperf.logs import PERCENTILES, read_detail_log, read_logits, read_performance
 from bertjax.mlperf.output import format_result
 from bertjax.mlperf.result import record_result
@@ -200,12 +201,36 @@ def test_user_conf_is_obeyed_and_flags_are_stronger(run_dir, tmp_path):
         ({"mode": "Performance"}, "--mode Performance"),
         ({"backend": "tvm"}, "--backend tvm"),
         ({"target_qps": 0.0}, "--target-qps 0.0"),
+        ({"target_qps": 1e-6}, "--target-qps 1e-06: must lie between 0.01 and 10,000,000"),  # LoadGen waits for days
         ({"duration_seconds": -1.0}, "--duration -1.0"),
     ],
 )
 def test_wrong_settings_are_told_before_anything_runs(run_dir, tmp_path, change, told):
     with pytest.raises(UserError, match=told):
         session.check(settings_for(run_dir, tmp_path, **change))
+
+
+@pytest.mark.parametrize(
+    ("scenario", "audit", "planned"),
+    [
+        ("Offline", {}, 660.0),
+        ("Offline", {"min_query_count": 10_833}, 10_833),
+        ("Server", {"min_duration": 60_000, "target_qps": 50.0}, 3000.0),
+        ("SingleStream", {}, 2000.0),  # twice the samples of the expected latency
+        ("MultiStream", {"target_latency": 20.0, "samples_per_query": 4}, 4000.0),
+    ],
+)
+def test_what_loadgen_plans_beforehand_must_fit_into_memory(monkeypatch, scenario, audit, planned):
+    settings = mlperf_loadgen.TestSettings()
+    settings.scenario = getattr(mlperf_loadgen.TestScenario, scenario)
+    settings.min_duration_ms, settings.min_query_count = 10_000, 1
+    settings.offline_expected_qps = settings.server_target_qps = 60.0
+    settings.single_stream_expected_latency_ns = settings.multi_stream_expected_latency_ns = 10_000_000
+    assert loadgen.planned_samples(settings, audit) == pytest.approx(planned)
+    loadgen.check_plan(settings, audit)
+    monkeypatch.setattr(loadgen, "memory_bytes", lambda: round(90 * planned))
+    with pytest.raises(UserError, match="LoadGen would plan .* samples beforehand"):
+        loadgen.check_plan(settings, audit)
 
 
 def test_a_log_folder_that_cannot_be_written_is_told(run_dir, tmp_path):
