@@ -22,13 +22,12 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: i
       width: most characters of a line; cells of the widest columns are broken over several lines until they fit.
     """
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
-    room = sum(widths) if width is None else width - 2 * (len(widths) - 1)
-    if sum(widths) > room:  # headings are broken first
-        widths = [
-            max(map(len, [*header[column].split(), *(row[column] for row in rows)])) for column in range(len(header))
-        ]
-    while sum(widths) > room:
-        widths[widths.index(max(widths))] -= 1
+    cells = [[*header[column].split(), *(row[column] for row in rows)] for column in range(len(header))]
+    words = [max(map(len, column), default=0) for column in cells]
+    while width is not None and sum(widths) + 2 * (len(widths) - 1) > width:
+        # Headings are broken between words before cells are.
+        columns = [column for column, least in enumerate(words) if widths[column] > least] or range(len(widths))
+        widths[max(columns, key=widths.__getitem__)] -= 1
 
     def lines(cells: Sequence[str]) -> list[str]:
         broken = [textwrap.wrap(cell, size) for cell, size in zip(cells, widths, strict=True)]
