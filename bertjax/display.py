@@ -30,7 +30,8 @@ def text_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, width: i
         widths[max(columns, key=widths.__getitem__)] -= 1
 
     def lines(cells: Sequence[str]) -> list[str]:
-        broken = [textwrap.wrap(cell, size) for cell, size in zip(cells, widths, strict=True)]
+        pairs = zip(cells, widths, strict=True)
+        broken = [textwrap.wrap(cell, size) if len(cell) > size else [cell] for cell, size in pairs]
         found = []
         for parts in itertools.zip_longest(*broken, fillvalue=""):
             padded = [
