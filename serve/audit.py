@@ -63,7 +63,7 @@ def main() -> None:
 
     asked = gates.read_gates(options.benchmarks, options.config_ver)
     scenarios = gates.read_names("--scenarios", options.scenarios, conf.SCENARIOS)
-    (mode,) = gates.read_names("--test_mode", options.test_mode, conf.MODES)
+    mode = gates.read_name("--test_mode", options.test_mode, conf.MODES)
     if options.audit_test:
         compliance.check_test(options.audit_test)
     model = options.model or rundir.newest_student()

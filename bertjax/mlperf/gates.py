@@ -61,6 +61,18 @@ def read_names(flag: str, text: str, known: Iterable[str]) -> list[str]:
     return list(dict.fromkeys(spellings[_plain(part)] for part in parts))
 
 
+def read_name(flag: str, text: str, known: Iterable[str]) -> str:
+    """The one known name that is meant, in any spelling as for `read_names`.
+
+    Raises:
+      UserError: the name is unknown, or there are several.
+    """
+    found = read_names(flag, text, known)
+    if len(found) > 1:
+        raise UserError(f"{flag}={text}: only one at a time")
+    return found[0]
+
+
 def _plain(name: str) -> str:
     return re.sub(r"[-_\s]", "", name.lower())
 

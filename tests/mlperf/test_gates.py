@@ -6,7 +6,7 @@ import pytest
 
 from bertjax.errors import UserError
 from bertjax.mlperf import gates
-from bertjax.mlperf.conf import SCENARIOS
+from bertjax.mlperf.conf import MODES, SCENARIOS
 
 
 @pytest.mark.parametrize(
@@ -42,3 +42,6 @@ def test_what_names_no_gate_is_told(benchmarks, versions, told) -> None:
 def test_names_are_read_in_any_spelling_and_once() -> None:
     found = gates.read_names("--scenarios", "offline, Single-Stream,MULTI_STREAM,OFFLINE", SCENARIOS)
     assert found == ["Offline", "SingleStream", "MultiStream"]
+    assert gates.read_name("--test_mode", "performanceonly", MODES) == "PerformanceOnly"
+    with pytest.raises(UserError, match="only one at a time"):
+        gates.read_name("--test_mode", "PerformanceOnly,AccuracyOnly", MODES)

@@ -46,7 +46,7 @@ QUICK_TOLERANCE = 0.20  # of queries as quick as QUICK_NANOSECONDS
 QUICK_NANOSECONDS = {"SingleStream": 200_000, "MultiStream": 1_600_000}
 SCORE_TOLERANCE = {"default": 0.01, "high_accuracy": 0.001}  # relative, of F1, by gate
 
-Answers = Sequence[tuple[int, bytes]]  # windows and what was answered, in the order of a log
+Answers = Sequence[tuple[int, bytes]]  # windows and their answers, in the order of a log
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
