@@ -69,7 +69,20 @@ def mutate_bytes(content: bytes, draw: random.Random) -> bytes:
             content = content[:at] + content[at + size :]
         elif action == 3:
             put = draw.choice(
-                (b"\x00", b"\xff", b'"', b"{", b"]", b",", b"\n", b"\r\n", b"\xed\xa0\x80", b"NaN", b"1" * 400)
+                (
+                    b"\x00",
+                    b"\xff",
+                    b'"',
+                    b"{",
+                    b"]",
+                    b",",
+                    b"\n",
+                    b"\r\n",
+                    b"\xed\xa0\x80",
+                    b"NaN",
+                    b"1" * 5000,
+                    b"[" * 100_000,
+                )
             )
             content = content[:at] + put + content[at:]
         else:
