@@ -77,7 +77,7 @@ class Result:
         count = held["min_sample_count" if offline else "min_query_count"]
         if count < official:
             unit = "samples" if offline else "queries"
-            found.append(f"at least {count:,} {unit} instead of {official:,}")
+            found.append(f"{count:,} instead of {official:,} {unit} at least")
         if held["max_duration_ms"]:
             found.append(f"at most {held['max_duration_ms'] / 1000:g} s")
         if held["max_query_count"]:

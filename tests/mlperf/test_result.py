@@ -45,9 +45,9 @@ def test_a_run_by_mlperf_conf_is_official(scenario: str, held: dict[str, Any]):
     ("scenario", "held", "told"),
     [
         ("Server", {"min_duration_ms": 6}, "at least 0.006 s instead of 600 s"),
-        ("SingleStream", {"min_query_count": 1}, "at least 1 queries instead of 100"),
-        ("Offline", {"min_query_count": 1, "min_sample_count": 9000}, "at least 9,000 samples instead of 10,833"),
-        ("MultiStream", {"min_query_count": 100}, "at least 100 queries instead of 662"),
+        ("SingleStream", {"min_query_count": 1}, "1 instead of 100 queries at least"),
+        ("Offline", {"min_query_count": 1, "min_sample_count": 9000}, "9,000 instead of 10,833 samples at least"),
+        ("MultiStream", {"min_query_count": 100}, "100 instead of 662 queries at least"),
         ("Server", {"max_duration_ms": 1000}, "at most 1 s"),
         ("Server", {"max_query_count": 7}, "at most 7 queries"),
     ],
