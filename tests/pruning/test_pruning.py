@@ -103,7 +103,8 @@ def _dataset(random: np.random.Generator, sizes: list[int], answered: list[bool]
     return Dataset(examples=[], windows=windows, lengths=np.array(sizes, np.int32), longest=24)
 
 
-def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Path):
+def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("bertjax.pruning.importance.BATCH_TOKENS", 48)  # two windows
     dataset = _dataset(np.random.default_rng(0), [9, 20, 12, 24, 15], [True, False, True, True, True])
     model = _sharp_model(5)
     measured = measure_importance(model, dataset, examples=3, seed=2)
@@ -132,7 +133,7 @@ def _random_importance(config: BertConfig, random: np.random.Generator) -> Impor
         ffn=tuple(random.random(layer.ffn) for layer in config.layers),
         attention_blocks=random.random(count) * 2,
         ffn_blocks=random.random(count) * 2,
-        layers=random.random(count) * 4,
+        layers=random.random(count) * random.choice([0, 4], count),
     )
 
 
@@ -237,6 +238,13 @@ def test_a_plan_says_what_it_keeps_and_what_that_loses():
 def test_a_student_is_between_one_and_a_thirty_second_of_its_teacher(reduction: float, allowed: bool):
     with contextlib.nullcontext() if allowed else pytest.raises(UserError, match="between 1 and 32"):
         check_reduction(reduction, "--flops-reduction")
+
+
+@pytest.mark.parametrize("blocks", [(), ((0, 0),), ((1, 5), (2, 0)), ((2, 12), (0, 3))])
+def test_costs_of_blocks_add_up_to_the_multiply_accumulates_of_a_model(blocks: tuple[tuple[int, int], ...]):
+    layers = tuple(LayerShape(heads=heads, ffn=units) for heads, units in blocks)
+    model = dataclasses.replace(TINY, layers=layers)
+    assert mac_costs(TINY, 9).total(model) == count_macs(model, 9)
 
 
 def test_the_largest_blocks_are_those_of_any_layer():

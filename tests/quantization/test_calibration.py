@@ -22,6 +22,7 @@ from bertjax.model.bert import BertForQuestionAnswering, Model, bind, init_model
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir import store
 from bertjax.modeldir.tensors import activation_scales, dense_sites, question_answering_shapes, scale_shapes
+from bertjax.quantization import calibrate
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.quantization.calibrators import BINS, CALIBRATORS, choose_amax
 from tests.models import PLACEMENTS, QUANTIZATION, tiny_config, write_random_model
@@ -134,7 +135,10 @@ def test_an_input_that_is_always_zero_gets_scale_one(calibrator: str):
     assert choose_amax(np.ones(BINS), 0.0, calibrator) == 127.0
 
 
-def test_ranges_are_those_of_the_activations_and_padding_does_not_count(tmp_path: Path):
+def test_ranges_are_those_of_the_activations_and_padding_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(calibrate, "BATCH_TOKENS", 60)  # a window each
     config = tiny_config(((2, 64), (0, 32), (1, 0)), quantized=False)
     write_random_model(tmp_path / "m", config, seed=0)
     dataset = _dataset(tmp_path / "m", windows=2)
