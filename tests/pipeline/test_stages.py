@@ -27,6 +27,7 @@ from bertjax.training import pretrain as training
 TINY = RunSettings(
     max_seq=64,
     max_query=24,
+    length_multiple=64,  # one shape a stage: each takes seconds to compile
     teacher_epochs=0.5,
     teacher_batch_size=16,
     teacher_learning_rate=1e-3,
