@@ -17,6 +17,7 @@ from bertjax.model.bert import (
     BertForQuestionAnswering,
     Context,
     Gates,
+    LayerNorm,
     Model,
     bind,
     init_model,
@@ -140,6 +141,16 @@ def test_bfloat16_stays_near_float32():
     assert narrow.start_logits.dtype == jnp.float32 and narrow.hidden_states[-1].dtype == jnp.bfloat16
     difference = np.linalg.norm(narrow.start_logits - wide.start_logits) / np.linalg.norm(wide.start_logits)
     assert 0 < difference < 0.05
+
+
+def test_a_layer_norm_of_bfloat16_is_computed_in_float32():
+    norm, random = LayerNorm(64, 1e-12), np.random.default_rng(0)
+    x = jnp.asarray(random.normal(200.0, 3.0, (5, 64)), jnp.bfloat16)
+    exact = np.asarray(x, np.float64)
+    wanted = (exact - exact.mean(axis=-1, keepdims=True)) / exact.std(axis=-1, keepdims=True)
+    found = norm(x)
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, np.float64), wanted, rtol=0.01, atol=0.01)
 
 
 def test_bfloat16_gradients_are_float32_and_near():

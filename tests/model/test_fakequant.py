@@ -71,8 +71,10 @@ def test_a_scale_descends_to_where_rounding_loses_least():
 def test_the_grid_rounds_half_to_even_clips_and_passes_gradients_inside():
     x, scale = jnp.array([0.25, 0.75, 1.24, -0.25, 64.0, -70.0]), jnp.float32(0.5)
     np.testing.assert_array_equal(fake_quantize(x, scale, -128), [0.0, 1.0, 1.0, 0.0, 63.5, -64.0])
-    gradient = jax.grad(lambda x: fake_quantize(x, scale, -128).sum())(x)
+    value, gradient = jax.value_and_grad(lambda x: fake_quantize(x, scale, -128).sum())(x)
     np.testing.assert_array_equal(gradient, [1, 1, 1, 1, 0, 0])
-    weight = jnp.array([[0.0, 0.0], [1.27, -2.54]])
-    np.testing.assert_array_equal(weight_scale(weight, scale), np.float32([1.0, 0.02]))
-    np.testing.assert_allclose(weight_scale(weight, jnp.array([3.0, 0.75])), np.float32([1.0, 0.01]), rtol=1e-6)
+    assert value == 1.5  # clipped where a gradient is taken too
+    weight = jnp.array([[0.0, 0.0], [1.27, -2.54], [0.0, 0.127]])
+    np.testing.assert_allclose(weight_scale(weight, scale), np.float32([1.0, 0.02, 0.001]), rtol=1e-6)
+    wide_first = jnp.array([3.0, 0.75])
+    np.testing.assert_allclose(weight_scale(weight, wide_first), np.float32([1.0, 0.01, 0.00025]), rtol=1e-6)

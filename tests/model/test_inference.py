@@ -45,7 +45,8 @@ def _model(config: BertConfig, seed: int) -> Model:
 
 
 def _logits(dataset: Dataset) -> list[np.ndarray]:
-    return Evaluator(dataset)(_model(TEACHER, 1)).start_logits
+    found = Evaluator(dataset)(_model(TEACHER, 1))
+    return found.start_logits + found.end_logits
 
 
 def _importance(dataset: Dataset) -> list[np.ndarray]:

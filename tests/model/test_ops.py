@@ -62,6 +62,10 @@ def test_attention_is_the_one_that_autodiff_knows(dtype, rows, heads, length, si
         scores = jnp.einsum("bhqd,bhkd->bhqk", query, key) / np.sqrt(size) + bias
         return jnp.einsum("bhqk,bhkd->bhqd", jax.nn.softmax(scores, axis=-1), value)
 
+    weights = jax.eval_shape(
+        lambda query, key: ops.attention_weights(query, key, bias), *[arguments[0].astype(dtype)] * 2
+    )
+    assert (weights.dtype, weights.shape) == (dtype, (rows, heads, length, length))
     wanted = _values_and_gradients(plain, arguments)
     # A gradient that cancels to nothing (one token: all weight is on it) has rounding errors of the terms' size.
     scale = max(np.abs(one).max() for one in wanted)
