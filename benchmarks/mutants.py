@@ -66,7 +66,8 @@ NOT_COUNTED = (
     (r"donate_argnums=0", "gives a buffer back sooner"),
     (r"tf2onnx|twin\.convert", "runs with the extra tf alone"),
 )
-ASSERTION = re.compile(r",? *strict=[A-Za-z]+|, (?=\))")  # of zip: the lengths agree wherever it stands
+# Nor a progress bar's label, and that the lengths agree where zip asserts it.
+UNSEEN_ARGUMENT = re.compile(r",? *(strict|label)=[^,)]+|, *(?=\)|$)")
 
 Lines = tuple[int, int]  # the first and the last, from 1
 
@@ -93,7 +94,7 @@ class Mutant:
     def is_not_counted(self) -> bool:
         """Whether `NOT_COUNTED` lists it."""
         before, after = self.difference()
-        if ASSERTION.sub("", before) == ASSERTION.sub("", after):
+        if UNSEEN_ARGUMENT.sub("", before) == UNSEEN_ARGUMENT.sub("", after):
             return True
         return any(re.search(pattern, f"{before} -> {after}") for pattern, _ in NOT_COUNTED)
 
@@ -106,11 +107,11 @@ class Baseline:
     runs: Mapping[str, Mapping[int, set[str]]]  # by file and line: the tests, and "" for what runs at import
 
     def tests_of(self, mutant: Mutant) -> list[str]:
-        """The tests that run the changed statement, fastest first; all that use the file if it runs at import."""
+        """The tests that run the changed statement, fastest first; all tests if it runs at import."""
         by_line = self.runs.get(str(mutant.path), {})
         found = set().union(*(by_line.get(line, ()) for line in range(mutant.lines[0], mutant.lines[1] + 1)))
         if found == {""}:
-            found = set().union(*by_line.values())
+            found = set(self.seconds)
         return sorted(found - {""}, key=self.seconds.__getitem__)
 
 
