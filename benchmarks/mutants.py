@@ -81,7 +81,7 @@ class Mutant:
     source: str
 
     def difference(self) -> tuple[str, str]:
-        """What is changed before and after, each joined to one line."""
+        """The changed lines before and after, each joined to one line."""
         old, new = (text.splitlines() for text in (self.path.read_text(), self.source))
         changed = list(difflib.unified_diff(old, new, n=0))[2:]
         before, after = (" ".join(line[1:].strip() for line in changed if line[0] == sign) for sign in "-+")
@@ -101,7 +101,7 @@ class Mutant:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Baseline:
-    """What the room's tests do without a fault."""
+    """The room's tests without a fault."""
 
     seconds: Mapping[str, float]  # of processor time, by test
     runs: Mapping[str, Mapping[int, set[str]]]  # by file and line: the tests, and "" for what runs at import

@@ -41,11 +41,11 @@ class Faults:
             raise UserError("\n".join([*self._lines, *([f"and {more:,} more"] if more else [])]))
 
 
-def read_text(path: Path, wanted: str) -> str:
+def read_text(path: Path, expected: str) -> str:
     """Read a text file, unzipped if it begins like a gzip file, without a byte order mark.
 
     Args:
-      wanted: what the file should be, for the message if there is none.
+      expected: what the file should be, for the message if there is none.
 
     Raises:
       UserError: the file is missing, a folder, unreadable, a broken gzip file, or in no Unicode encoding.
@@ -53,9 +53,9 @@ def read_text(path: Path, wanted: str) -> str:
     try:
         content = path.read_bytes()
     except FileNotFoundError:
-        raise UserError(f"{path}: no such file; {wanted} is wanted") from None
+        raise UserError(f"{path}: no such file; expected {expected}") from None
     except IsADirectoryError:
-        raise UserError(f"{path}: is a folder; {wanted} is wanted") from None
+        raise UserError(f"{path}: is a folder; expected {expected}") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     if content.startswith(GZIP):
@@ -70,7 +70,7 @@ def read_text(path: Path, wanted: str) -> str:
         name = encoding.removesuffix("-sig").upper()
         raise UserError(f"{path}: byte {error.start:,} is not {name}; convert the file to UTF-8") from None
     if not text.strip():
-        raise UserError(f"{path}: is empty; {wanted} is wanted")
+        raise UserError(f"{path}: is empty; expected {expected}")
     return text
 
 

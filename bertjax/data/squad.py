@@ -11,7 +11,7 @@ from typing import Any
 from bertjax.data.json_files import Faults, Twice, parse_json, read_text
 from bertjax.errors import UserError
 
-WANTED = "a SQuAD v1.1 .json, .json.gz or .jsonl file"
+EXPECTED = "a SQuAD v1.1 .json, .json.gz or .jsonl file"
 _HALF_SURROGATE = re.compile("[\ud800-\udfff]")
 _ABSENT = object()
 
@@ -48,7 +48,7 @@ def read_squad(path: Path) -> list[Example]:
     faults = Faults(path)
     examples: list[Example] = []
     ids: set[str] = set()
-    for place, context, entry in _entries(parse_json(read_text(path, WANTED), faults), faults):
+    for place, context, entry in _entries(parse_json(read_text(path, EXPECTED), faults), faults):
         example = _example(place, context, entry, faults)
         if example is None:
             continue
@@ -73,19 +73,19 @@ def _entries(values: list[tuple[str, Any]], faults: Faults) -> Iterator[tuple[st
             items = [(place, value)]
         for where, item in items:
             if not isinstance(item, dict):
-                faults.add(where, f"is {_kind(item)}; an article or a question, as an object, is wanted")
+                faults.add(where, f"is {_kind(item)}; expected an article or a question (an object)")
             elif "paragraphs" in item:
                 for number, paragraph in _listed(item, "paragraphs", where, faults):
                     yield from _paragraph(number, paragraph, faults)
             elif "context" in item or "question" in item:
                 yield where, _text(item, "context", _name(item, where), faults, empty=False), item
             else:
-                faults.add(where, "no 'data', 'paragraphs' or 'context' in it; SQuAD v1.1 or its rows are wanted")
+                faults.add(where, "no 'data', 'paragraphs' or 'context' in it; expected SQuAD v1.1 or its rows")
 
 
 def _paragraph(place: str, value: Any, faults: Faults) -> Iterator[tuple[str, str | None, dict[str, Any]]]:
     if not isinstance(value, dict):
-        faults.add(place, f"is {_kind(value)}; a paragraph, as an object, is wanted")
+        faults.add(place, f"is {_kind(value)}; expected a paragraph (an object)")
         return
     entries = _listed(value, "qas", place, faults)
     if not entries:
@@ -97,7 +97,7 @@ def _paragraph(place: str, value: Any, faults: Faults) -> Iterator[tuple[str, st
         if isinstance(entry, dict):
             yield where, context, entry
         else:
-            faults.add(where, f"is {_kind(entry)}; a question, as an object, is wanted")
+            faults.add(where, f"is {_kind(entry)}; expected a question (an object)")
 
 
 def _example(place: str, context: str | None, entry: dict[str, Any], faults: Faults) -> Example | None:
@@ -127,7 +127,7 @@ def _pairs(value: Any, name: str, faults: Faults) -> list[tuple[Any, Any]] | Non
     elif isinstance(value, list):
         what = "answers holds something else than objects with 'text' and 'answer_start'"
     else:
-        what = f"answers {_is(value)}; a list of objects with 'text' and 'answer_start' is wanted"
+        what = f"answers {_is(value)}; expected a list of objects with 'text' and 'answer_start'"
     faults.add(name, what)
     return None
 
@@ -137,7 +137,7 @@ def _answer(text: Any, start: Any, context: str | None, name: str, faults: Fault
     if isinstance(start, float) and start.is_integer():
         start = int(start)  # pandas writes whole numbers so where another row has none
     if not isinstance(start, int) or isinstance(start, bool):
-        faults.add(name, f"answer_start {_is(start)}; a whole number is wanted")
+        faults.add(name, f"answer_start {_is(start)}; expected a whole number")
         return None
     if text is None or context is None:
         return None
@@ -155,7 +155,7 @@ def _listed(value: dict[str, Any], key: str, place: str, faults: Faults) -> list
     """The items of a list with their places; none, and a fault, if it is no list."""
     items = value.get(key, _ABSENT)
     if not isinstance(items, list):
-        faults.add(place, f"{key} {_is(items)}; a list is wanted")
+        faults.add(place, f"{key} {_is(items)}; expected a list")
         return []
     prefix = f"{place}.{key}" if place else key
     return [(f"{prefix}[{number}]", item) for number, item in enumerate(items)]
@@ -168,7 +168,7 @@ def _text(value: dict[str, Any], key: str, name: str, faults: Faults, *, empty: 
 def _checked(value: Any, key: str, name: str, faults: Faults, *, empty: bool) -> str | None:
     """The value, if it is a text of whole characters; else None and a fault."""
     if not isinstance(value, str):
-        what = f"{_is(value)}; a text is wanted"
+        what = f"{_is(value)}; expected a text"
     elif not value.isascii() and _HALF_SURROGATE.search(value):
         what = "holds half of a surrogate pair, which is no character; take it out"
     elif not empty and not value.strip():

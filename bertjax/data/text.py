@@ -43,7 +43,7 @@ def read_corpus(path: Path, tokenizer: Tokenizer, *, max_seq: int, questions: bo
       questions: read each question of a SQuAD file before its context, as a pair, instead of each context once.
 
     Raises:
-      UserError: the file cannot be read, has no token, or is a text file where questions are wanted.
+      UserError: the file cannot be read, has no token, or is a text file where questions are asked for.
     """
     if max_seq < SHORTEST:
         raise UserError(f"--max-seq {max_seq}: must be at least {SHORTEST}")
@@ -81,7 +81,7 @@ def _pairs(path: Path, questions: bool) -> list[tuple[str, str]]:
     if not isinstance(found, str):
         return list(dict.fromkeys((example.question if questions else "", example.context) for example in found))
     if questions:
-        raise UserError(f"{path}: --with-questions wants a SQuAD file")
+        raise UserError(f"{path}: --with-questions needs a SQuAD file")
     return [("", paragraph) for paragraph in _paragraphs(found)]
 
 

@@ -69,24 +69,24 @@ def test_json_lines_are_split_at_line_feeds_alone(tmp_path: Path, name: str, new
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
-        ({"id": "absent"}, "data[0].paragraphs[0].qas[0]: id is missing; a text is wanted"),
-        ({"id": ["q1"]}, "data[0].paragraphs[0].qas[0]: id is a list; a text is wanted"),
-        ({"id": 12}, "data[0].paragraphs[0].qas[0]: id is the number 12; a text is wanted"),
-        ({"question": None}, "id 'q1': question is null; a text is wanted"),
-        ({"question": 3.5}, "id 'q1': question is the number 3.5; a text is wanted"),
+        ({"id": "absent"}, "data[0].paragraphs[0].qas[0]: id is missing; expected a text"),
+        ({"id": ["q1"]}, "data[0].paragraphs[0].qas[0]: id is a list; expected a text"),
+        ({"id": 12}, "data[0].paragraphs[0].qas[0]: id is the number 12; expected a text"),
+        ({"question": None}, "id 'q1': question is null; expected a text"),
+        ({"question": 3.5}, "id 'q1': question is the number 3.5; expected a text"),
         (
             {"question": "a\ud83d"},
             "id 'q1': question holds half of a surrogate pair, which is no character; take it out",
         ),
-        ({"context": {}}, "id 'q1': context is an object; a text is wanted"),
+        ({"context": {}}, "id 'q1': context is an object; expected a text"),
         ({"context": " \n"}, "id 'q1': context is empty"),
         ({"context": "king \ude00"}, "id 'q1': context holds half of a surrogate pair"),
         ({"answers": []}, "id 'q1': no answer; SQuAD v1.1 has one for every question"),
         (
             {"answers": "absent"},
-            "id 'q1': answers is missing; a list of objects with 'text' and 'answer_start' is wanted",
+            "id 'q1': answers is missing; expected a list of objects with 'text' and 'answer_start'",
         ),
-        ({"answers": "king"}, "id 'q1': answers is the text 'king'; a list"),
+        ({"answers": "king"}, "id 'q1': answers is the text 'king'; expected a list"),
         ({"answers": [None]}, "id 'q1': answers holds something else than objects"),
         (
             {"answers": {"text": ["king"], "answer_start": [4, 5]}},
@@ -96,18 +96,21 @@ def test_json_lines_are_split_at_line_feeds_alone(tmp_path: Path, name: str, new
             {"answers": {"text": "king", "answer_start": 4}},
             "id 'q1': 'text' and 'answer_start' of answers must be lists",
         ),
-        ({"answers": [{"answer_start": 4}]}, "id 'q1': answers[0]: text is missing; a text is wanted"),
+        ({"answers": [{"answer_start": 4}]}, "id 'q1': answers[0]: text is missing; expected a text"),
         ({"answers": [{"text": "", "answer_start": 4}]}, "id 'q1': answers[0]: text is empty"),
-        ({"answers": [{"text": "king"}]}, "id 'q1': answers[0]: answer_start is missing; a whole number is wanted"),
+        ({"answers": [{"text": "king"}]}, "id 'q1': answers[0]: answer_start is missing; expected a whole number"),
         (
             {"answers": [{"text": "king", "answer_start": 4.5}]},
-            "id 'q1': answers[0]: answer_start is the number 4.5; a whole",
+            "id 'q1': answers[0]: answer_start is the number 4.5; expected a whole",
         ),
         (
             {"answers": [{"text": "king", "answer_start": "4"}]},
-            "id 'q1': answers[0]: answer_start is the text '4'; a whole",
+            "id 'q1': answers[0]: answer_start is the text '4'; expected a whole",
         ),
-        ({"answers": [{"text": "king", "answer_start": True}]}, "id 'q1': answers[0]: answer_start is true; a whole"),
+        (
+            {"answers": [{"text": "king", "answer_start": True}]},
+            "id 'q1': answers[0]: answer_start is true; expected a",
+        ),
         (
             {"answers": [{"text": "king", "answer_start": float("nan")}]},
             "id 'q1': answers[0]: answer_start is the number nan",
@@ -143,20 +146,26 @@ def test_a_fault_of_a_question_names_its_file_id_and_field(tmp_path: Path, chang
         (gzip.compress(TEXT.encode())[:30] + b"\xff" * 30, "the gzip file is cut short or broken; fetch it again"),
         (TEXT.encode("gb18030"), "is not UTF-8; convert the file to UTF-8"),
         (codecs.BOM_UTF16_LE + TEXT.encode("utf-16-le")[:-1], "is not UTF-16; convert the file to UTF-8"),
-        (b"", "is empty; a SQuAD v1.1 .json"),
-        (b" \r\n", "is empty; a SQuAD v1.1 .json"),
+        (b"", "is empty; expected a SQuAD v1.1 .json"),
+        (b" \r\n", "is empty; expected a SQuAD v1.1 .json"),
         (b"[" * 100_000, "the JSON is nested too deeply"),
-        (b"[1]", "[0]: is the number 1; an article or a question, as an object, is wanted"),
+        (b"[1]", "[0]: is the number 1; expected an article or a question (an object)"),
         (b'{"train": []}', "no 'data', 'paragraphs' or 'context' in it"),
-        (b'{"data": {}}', "data is an object; a list is wanted"),
+        (b'{"data": {}}', "data is an object; expected a list"),
         (b'{"data": []}', "holds no question"),
         (b'{"data": [{"title": "x"}]}', "data[0]: no 'data', 'paragraphs' or 'context' in it"),
-        (b'{"data": [{"paragraphs": null}]}', "data[0]: paragraphs is null; a list is wanted"),
-        (b'{"data": [{"paragraphs": [7]}]}', "data[0].paragraphs[0]: is the number 7; a paragraph"),
-        (b'{"data": [{"paragraphs": [{"context": "a"}]}]}', "data[0].paragraphs[0]: qas is missing; a list is wanted"),
-        (b'{"data": [{"paragraphs": [{"context": "a", "qas": [[]]}]}]}', "data[0].paragraphs[0].qas[0]: is a list; a"),
-        (b'{"context": "a", "context": "a", "id": "q", "question": "b"}', "id 'q': context stands twice; a text"),
-        (b'{"data": ' + b"9" * 5000 + b"}", "data is the number inf; a list is wanted"),
+        (b'{"data": [{"paragraphs": null}]}', "data[0]: paragraphs is null; expected a list"),
+        (b'{"data": [{"paragraphs": [7]}]}', "data[0].paragraphs[0]: is the number 7; expected a paragraph"),
+        (b'{"data": [{"paragraphs": [{"context": "a"}]}]}', "data[0].paragraphs[0]: qas is missing; expected a list"),
+        (
+            b'{"data": [{"paragraphs": [{"context": "a", "qas": [[]]}]}]}',
+            "data[0].paragraphs[0].qas[0]: is a list",
+        ),
+        (
+            b'{"context": "a", "context": "a", "id": "q", "question": "b"}',
+            "id 'q': context stands twice; expected",
+        ),
+        (b'{"data": ' + b"9" * 5000 + b"}", "data is the number inf; expected a list"),
         (LINES.encode() * 2, "id 'q1': stands twice; make ids unique"),
         (LINES.encode() + b'{"id": "q3", "con\n', "line 3: the JSON is cut short or broken at column"),
         (b"x" + LINES.encode(), "line 1: the JSON is cut short or broken at column 1"),
@@ -173,7 +182,7 @@ def test_a_broken_file_is_told(tmp_path: Path, content: bytes, told: str):
 
 
 def test_a_missing_file_and_a_folder_are_told(tmp_path: Path):
-    with pytest.raises(UserError, match="none.json: no such file; a SQuAD"):
+    with pytest.raises(UserError, match="none.json: no such file; expected a SQuAD"):
         read_squad(tmp_path / "none.json")
     with pytest.raises(UserError, match="is a folder"):
         read_squad(tmp_path)
@@ -185,8 +194,8 @@ def test_all_faults_of_a_file_are_told_at_once_and_at_most_ten_by_name(tmp_path:
     with pytest.raises(UserError) as caught:
         read_squad(tmp_path / "a.json")
     assert [line.split(": ")[1:] for line in str(caught.value).splitlines()] == [
-        ["id 'q0'", "question is null; a text is wanted"],
-        ["id 'q1'", "question is null; a text is wanted"],
+        ["id 'q0'", "question is null; expected a text"],
+        ["id 'q1'", "question is null; expected a text"],
         ["id 'q0'", "no answer; SQuAD v1.1 has one for every question"],
     ]
     (tmp_path / "a.json").write_text(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""What a result says of its run comes from the settings that LoadGen logged."""
+"""A result's statements about its run come from the settings that LoadGen logged."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _run_for(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Latencies:
-    """What one window takes on each of several backends."""
+    """The time of one window on each of several backends."""
 
     tokens: int  # of the window, padded
     p90_seconds: list[float]
