@@ -174,7 +174,7 @@ def _identity(settings: TrainSettings, params: Params) -> str:
     if not settings.ema:
         del fields["ema"]  # so that checkpoints from before this field are continued
     shapes = {name: value.shape for name, value in sorted(params.items())}
-    return hashlib.sha256(json.dumps([fields, shapes], default=list).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([fields, shapes]).encode()).hexdigest()
 
 
 def _save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:

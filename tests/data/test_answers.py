@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -108,6 +109,15 @@ def test_an_answer_has_thirty_tokens_at_most(tokens: int, allowed: bool):
     window, start, end = _window(60), np.zeros(60), np.zeros(60)
     start[10], end[10 + tokens - 1] = 9.0, 9.0
     assert (best_span(window, start, end)[0] == 18.0) == allowed
+
+
+@pytest.mark.parametrize("second, answer", [(7.0, "b"), (4.0, "a")])
+def test_a_question_is_answered_by_its_best_window(second: float, answer: str):
+    example = Example(id="q", question="", context="abcdef", answers=())
+    windows, logits = [_window(10), _window(10)], [np.full(10, -5.0), np.full(10, -5.0)]
+    logits[0][3], logits[1][4] = 5.0, second
+    examples = [example, dataclasses.replace(example, id="unasked")]
+    assert predict(examples, windows, logits, logits) == {"q": answer, "unasked": ""}
 
 
 def test_predictions_are_the_official_scripts_json(tmp_path: Path):

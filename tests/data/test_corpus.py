@@ -23,6 +23,11 @@ def files(tmp_path_factory):
 def test_it_is_squad_and_the_same_for_the_same_seed(files, tmp_path: Path):
     again = write_corpus(tmp_path, seed=0, train=300, val=20, evaluation=200)
     assert files.train.read_bytes() == again.train.read_bytes()
+    assert [path.relative_to(tmp_path).name for path in (again.train, again.val, again.eval)] == [
+        "train.json",
+        "val.json",
+        "eval.json",
+    ]
     assert len(read_squad(files.eval)) == 200 * FACTS
     other = write_corpus(tmp_path, seed=1, train=300, val=20, evaluation=200)
     assert files.train.read_bytes() != other.train.read_bytes()

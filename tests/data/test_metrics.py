@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bertjax.data.metrics import score
+from bertjax.data.metrics import Score, score
 from bertjax.data.squad import Answer, Example
 
 
@@ -19,3 +19,6 @@ def test_scores_follow_the_official_normalization():
     found = score(examples, {"a": "denver broncos", "b": "1999", "c": "red car"})
     assert found.exact_match == pytest.approx(200 / 3)
     assert found.f1 == pytest.approx(100 * (1 + 1 + 0.5) / 3)
+    right = {"a": "Denver Broncos", "b": "In 1999.", "c": "an red  house"}
+    assert score(examples, right) == Score(exact_match=100.0, f1=100.0)
+    assert score(examples, {"c": "nothing"}) == Score(exact_match=0.0, f1=0.0)

@@ -151,6 +151,7 @@ def test_a_fault_of_a_question_names_its_file_id_and_field(tmp_path: Path, chang
         (b"[" * 100_000, "the JSON is nested too deeply"),
         (b"[1]", "[0]: is the number 1; expected an article or a question (an object)"),
         (b'{"train": []}', "no 'data', 'paragraphs' or 'context' in it"),
+        (b'[{"context": "a", "question": 3}]', "[0]: question is the number 3; expected a text"),
         (b'{"data": {}}', "data is an object; expected a list"),
         (b'{"data": []}', "holds no question"),
         (b'{"data": [{"title": "x"}]}', "data[0]: no 'data', 'paragraphs' or 'context' in it"),

@@ -25,7 +25,8 @@ def _start() -> dict[str, jax.Array]:
 
 
 def _loss(params: dict, batch: dict, key: jax.Array) -> jax.Array:
-    """A noisy regression: the noise follows the step's key, as dropout does."""
+    """A noisy regression: the noise follows the step's key, as dropout does; its generator is the device's fast one."""
+    assert jax.random.key_impl(key) == "unsafe_rbg"
     noise = 0.1 * jax.random.normal(key, batch["y"].shape)
     return jnp.square(batch["x"] @ params["dense.weight"].T + params["dense.bias"] - batch["y"] + noise).mean()
 
@@ -166,13 +167,45 @@ def test_the_best_scored_weights_are_returned(tmp_path: Path):
     np.testing.assert_array_equal(best["dense.weight"], seen[1]["dense.weight"])
 
 
+def test_the_best_weights_outlive_an_interrupt_and_are_scored_once(tmp_path: Path):
+    seen: list[dict] = []
+
+    def evaluate(params: dict) -> float:
+        seen.append(as_arrays(params))
+        return 9.0 - len(seen)
+
+    def interrupted(step: int) -> dict[str, np.ndarray]:
+        if step == 5:
+            raise KeyboardInterrupt
+        return _batch(step)
+
+    settings = TrainSettings(steps=12, learning_rate=0.05, evaluations=3)
+    run = dict(params=_start(), loss=_loss, settings=settings, folder=tmp_path, label="t", evaluate=evaluate)
+    with pytest.raises(KeyboardInterrupt):
+        train(make_batch=interrupted, **run)
+    for _ in range(2):  # goes on, and is found finished
+        best = train(make_batch=_batch, **run)
+        assert len(seen) == 3
+        for name, value in seen[0].items():
+            np.testing.assert_array_equal(best[name], value)
+
+
 def test_the_start_is_kept_where_training_makes_it_worse(tmp_path: Path):
-    scores = iter([2.0, 1.0, 2.0])
+    scores, served, scored_at = iter([2.0, 1.0, 2.0]), [], []
     settings = TrainSettings(steps=12, learning_rate=0.05, evaluations=2)
-    run = dict(params=_start(), loss=_loss, make_batch=_batch, settings=settings, label="t")
-    best = train(folder=tmp_path, evaluate=lambda params: next(scores), score_start=True, **run)
-    for name, value in _start().items():
+
+    def evaluate(params: dict) -> float:
+        scored_at.append(len(served))
+        return next(scores)
+
+    make_batch = lambda step: served.append(step) or _batch(step)  # noqa: E731
+    narrow = {name: np.asarray(value, np.float16) for name, value in _start().items()}
+    run = dict(params=narrow, loss=_loss, make_batch=make_batch, settings=settings, label="t")
+    best = train(folder=tmp_path, evaluate=evaluate, score_start=True, **run)
+    assert scored_at == [0, 7, 12]  # a batch is made while the step before it is taken
+    for name, value in narrow.items():
         np.testing.assert_array_equal(best[name], value)
+        assert best[name].dtype == np.float32
 
 
 def test_a_score_that_was_interrupted_is_taken_again(tmp_path: Path):
