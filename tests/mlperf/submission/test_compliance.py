@@ -18,7 +18,7 @@ from bertjax.engines.samples import read_dataset
 from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf import session
 from bertjax.mlperf.conf import SCENARIOS as ALL_SCENARIOS
-from bertjax.mlperf.conf import read_audit_conf
+from bertjax.mlperf.conf import read_conf
 from bertjax.mlperf.logs import ACCURACY_LOG, read_answers, read_detail_log
 from bertjax.mlperf.session import SessionSettings
 from bertjax.mlperf.submission import accuracy, compliance
@@ -218,7 +218,7 @@ def test_test04_is_told_to_be_none_of_berts_and_its_file_is_read(tmp_path: Path)
         compliance.check_test("TEST06")
     compliance.check_test("test01")
     (tmp_path / "audit.config").write_text(TEST04)
-    found = {scenario: read_audit_conf(tmp_path / "audit.config", scenario) for scenario in ALL_SCENARIOS}
+    found = {scenario: read_conf(tmp_path / "audit.config", scenario, audit=True).values for scenario in ALL_SCENARIOS}
     same = {"performance_issue_unique": 0, "performance_issue_same": 1, "performance_issue_same_index": 3}
     assert found["Offline"] == {"mode": 2} | same and "min_query_count" not in found["Offline"]
     assert found["Server"] == {"mode": 2, "performance_issue_same": 1} and found["SingleStream"] == {}
