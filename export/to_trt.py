@@ -66,7 +66,7 @@ def _range(text: str) -> tuple[int, int, int]:
     try:
         least, optimal, most = [int(part) for part in text.split(",")] * (1 if "," in text else 3)
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: wanted is one number or three, such as 1,8,32") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected one number or three, such as 1,8,32") from None
     return least, optimal, most
 
 

@@ -16,7 +16,7 @@ FlavourName = Literal["cpu", "trt"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flavour:
-    """How one target wants the same numbers written down.
+    """The form in which one target takes the same numbers.
 
     The two hold the same grid: uint8 with zero point 128 and int8 with zero point 0 name the same 256 values.
     """
