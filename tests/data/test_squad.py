@@ -112,6 +112,14 @@ def test_json_lines_are_split_at_line_feeds_alone(tmp_path: Path, name: str, new
             "id 'q1': answers[0]: answer_start is true; expected a",
         ),
         (
+            {"answers": [{"text": "king", "answer_start": False}]},
+            "id 'q1': answers[0]: answer_start is false; expected a",
+        ),
+        (
+            {"answers": [{"text": "king", "answer_start": 0}]},
+            "id 'q1': answers[0]: 'king' does not stand at answer_start 0, where the context has 'the '",
+        ),
+        (
             {"answers": [{"text": "king", "answer_start": float("nan")}]},
             "id 'q1': answers[0]: answer_start is the number nan",
         ),

@@ -56,6 +56,8 @@ def test_probes_are_four_equal_layers_with_one_kind_of_block_and_a_small_vocabul
     assert {probe.vocab_size for probe in probes} == {1000} and {probe.quantization for probe in probes} == {
         QUANTIZATION
     }
+    coarse = latency.probe_shapes(CONFIG, QUANTIZATION, group=128, widths=4)
+    assert [probe.layers[0].ffn for probe in coarse[6:]] == [128, 256]
     few = dataclasses.replace(CONFIG, vocab_size=30)
     assert latency.probe(few, QUANTIZATION, [(1, 8)]).vocab_size == 30
 

@@ -105,12 +105,13 @@ def _dataset(random: np.random.Generator, sizes: list[int], answered: list[bool]
 
 def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("bertjax.pruning.importance.BATCH_TOKENS", 48)  # two windows
-    dataset = _dataset(np.random.default_rng(0), [9, 20, 12, 24, 15], [True, False, True, True, True])
+    sizes = [9, 20, 12, 24, 15, 18, 11, 21, 10]
+    dataset = _dataset(np.random.default_rng(0), sizes, [number != 1 for number in range(9)])
     model = _sharp_model(5)
     measured = measure_importance(model, dataset, examples=3, seed=2)
     save_importance(tmp_path / "importance.npz", measured)
     found = load_importance(tmp_path / "importance.npz")
-    drawn = np.random.default_rng(2).permutation(np.array([0, 2, 3, 4]))[:3]  # of those that hold their answer
+    drawn = np.random.default_rng(2).permutation(np.array([0, *range(2, 9)]))[:3]  # of those that hold their answer
     gradient = jax.jit(lambda batch: gate_gradients(model, batch))
     each = [gradient(collate(dataset.windows, [row], 24)) for row in drawn]
     blocks = {kind: np.zeros((3, 2)) for kind in ("heads", "ffn")}
@@ -127,13 +128,12 @@ def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Pa
 
 
 def _random_importance(config: BertConfig, random: np.random.Generator) -> Importance:
-    count = len(config.layers)
     return Importance(
         heads=tuple(random.random(layer.heads) for layer in config.layers),
         ffn=tuple(random.random(layer.ffn) for layer in config.layers),
-        attention_blocks=random.random(count) * 2,
-        ffn_blocks=random.random(count) * 2,
-        layers=random.random(count) * random.choice([0, 4], count),
+        attention_blocks=np.array([random.random() * layer.heads for layer in config.layers]),
+        ffn_blocks=np.array([random.random() * layer.ffn for layer in config.layers]),
+        layers=np.array([random.choice([0, layer.heads + layer.ffn]) * random.random() for layer in config.layers]),
     )
 
 
