@@ -56,7 +56,6 @@ def main() -> None:
     settings = parse()
 
     # Imported only once the flags are right: JAX takes seconds.
-    from bertjax.data.tokenizer import load_tokenizer
     from bertjax.model.bert import Model
     from bertjax.model.inference import Evaluator
     from bertjax.modeldir import store
@@ -67,7 +66,7 @@ def main() -> None:
     output, encoder = Path(settings.output), model_directory(str(settings.encoder), "--encoder")
     if output.exists():
         raise UserError(f"{output}: is already there; give another --output")
-    files, tokenizer = inputs.resolve_files(settings), load_tokenizer(encoder)
+    files, tokenizer = inputs.resolve_files(settings), inputs.fitting_tokenizer(encoder, settings, encoder=True)
     train, validation = inputs.load_training(settings, files, tokenizer)
     work = output.with_name(f"{output.name}.work")
     model = fine_tune_encoder(settings, Model.of(store.load_encoder(encoder)), train, validation, work)

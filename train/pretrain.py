@@ -60,6 +60,7 @@ def main() -> None:
     from bertjax.data.tokenizer import load_tokenizer
     from bertjax.model.masked_lm import masked_lm_from_encoder
     from bertjax.modeldir import store
+    from bertjax.modeldir.check import check_config
     from bertjax.modeldir.store import model_directory
     from bertjax.training.pretrain import Shape, masked_lm_from_nothing, pretrain
     from bertjax.training.settings import TrainSettings
@@ -67,6 +68,8 @@ def main() -> None:
     work = options.output.with_name(f"{options.output.name}.work")
     if options.encoder:
         source = model_directory(options.encoder, "--encoder")
+        size = load_tokenizer(source).get_vocab_size()
+        check_config(source, tokenizer_size=size, longest=options.max_seq, floating_point=True)
         start = masked_lm_from_encoder(source, seed=options.seed)
     else:
         source = work / "tokenizer"
@@ -83,9 +86,6 @@ def main() -> None:
             tokenizer=source,
             seed=options.seed,
         )
-    positions = start.config.max_position_embeddings
-    if options.max_seq > positions:
-        raise UserError(f"--max-seq {options.max_seq}: the encoder has {positions} positions")
     tokenizer = load_tokenizer(source)
     trained = pretrain(
         start,

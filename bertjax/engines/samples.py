@@ -12,7 +12,7 @@ from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset, load_dataset
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.windows import WindowSettings
-from bertjax.errors import UserError
+from bertjax.modeldir.check import check_config
 from bertjax.modeldir.config import INPUTS, BertConfig
 
 LENGTH_MULTIPLE = 8  # batches are padded to multiples of this many tokens
@@ -33,23 +33,15 @@ def read_dataset(path: Path, directory: Path, settings: WindowSettings) -> Datas
 
 
 def fitting_tokenizer(directory: Path, settings: WindowSettings) -> Tokenizer:
-    """A model directory's tokenizer, which fits its model, as the windows do.
+    """A model directory's tokenizer, after it and the windows were found to fit the model.
 
     Raises:
-      UserError: the tokenizer is missing or wrong, or windows are longer than the model's positions.
+      UserError: the tokenizer is missing, wrong or larger than the model's table, or windows are longer than the
+        model's positions.
     """
-    config = BertConfig.from_json(Path(directory) / "config.json")
-    if settings.max_seq > config.max_position_embeddings:
-        raise UserError(
-            f"--max-seq {settings.max_seq}: {directory}/config.json has max_position_embeddings"
-            f" {config.max_position_embeddings}; choose at most that"
-        )
+    check_config(directory, longest=settings.max_seq)
     tokenizer = load_tokenizer(directory)
-    if tokenizer.get_vocab_size() > config.vocab_size:
-        raise UserError(
-            f"{directory}: the tokenizer has {tokenizer.get_vocab_size()} entries, config.json says vocab_size"
-            f" {config.vocab_size}; the tokenizer is of another model"
-        )
+    check_config(directory, tokenizer_size=tokenizer.get_vocab_size())
     return tokenizer
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast, get_args
 
 from bertjax.errors import UserError
+from bertjax.modeldir.fields import Fields, read_object
 
 Calibrator = Literal["max", "percentile", "entropy", "mse"]  # how an activation's range is chosen
-ActivationScales = Literal["feature", "tensor"]  # what each scale of a dense layer's input is for
+ActivationScales = Literal["feature", "tensor"]  # a dense layer's input has a scale for each feature, or one
 
 INPUTS = ("input_ids", "attention_mask", "token_type_ids")  # of every exported graph, in this order
 OUTPUTS = ("start_logits", "end_logits")
@@ -27,12 +27,12 @@ class LayerShape:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """The INT8 parts of a model and the origin of their scales, which are tensors in `model.safetensors`.
+    """The INT8 parts of a model, and the origin of their scales, which are tensors in `model.safetensors`.
 
     Inputs and weights of the encoder's dense layers are always INT8. Inputs have one scale per tensor, or one per
-    feature (see `fakequant`) except for attention's output. `attention` adds Q, K, V and the softmax's output, the
-    inputs of the two attention products. `residual` lets a block's residual add read the input of its first dense
-    layer, so that the LayerNorm before it writes nothing but INT8.
+    feature (`model/fakequant.py`) except for attention's output. `attention` adds Q, K, V and the softmax's output, the
+    inputs of the two attention products. With `residual` a block's residual add reads the rounded input of the block's
+    first dense layer, so that the LayerNorm before it writes nothing but INT8.
     """
 
     calibrator: Calibrator
@@ -113,24 +113,17 @@ class BertConfig:
         """Read a Hugging Face `config.json`, with or without bertjax's per-layer fields.
 
         Raises:
-          UserError: the file is missing, is not JSON, is no BERT config, or its numbers contradict each other.
+          UserError: the file is missing, is not JSON, is no BERT config, or a field is of another type, is out of
+            range, or contradicts others.
         """
-        try:
-            raw = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise UserError(f"{path}: no such file; a model directory holds config.json") from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from None
-        if not isinstance(raw, dict):
-            raise UserError(f"{path}: not a JSON object; a config.json of a BERT is wanted")
-        return _parse(raw, path)
+        return _parse(read_object(path), path)
 
     @classmethod
     def from_dict(cls, raw: dict[str, Any], path: Path) -> BertConfig:
-        """The config that `to_dict` gave; errors name `path`, where it was found.
+        """The config that `to_dict` gave; `path` is where it was found, for messages.
 
         Raises:
-          UserError: it is no BERT config, or its numbers contradict each other.
+          UserError: it is no BERT config, or a field is of another type, is out of range, or contradicts others.
         """
         return _parse(raw, path)
 
@@ -158,44 +151,58 @@ class BertConfig:
         }
 
 
-_REQUIRED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
+_MOST_LAYERS = 1000
 
 
 def _parse(raw: dict[str, Any], path: Path) -> BertConfig:
-    if raw.get("model_type", "bert") != "bert":
-        raise UserError(f"{path}: model_type is {raw['model_type']!r}; only 'bert' is supported")
-    missing = [name for name in _REQUIRED if not isinstance(raw.get(name), int) or raw[name] < 0]
-    if missing:
-        raise UserError(f"{path}: {', '.join(missing)}: a non-negative integer is wanted for each")
-    if raw.get("hidden_act", "gelu") != "gelu":
-        raise UserError(f"{path}: hidden_act is {raw['hidden_act']!r}; only the exact 'gelu' is supported")
-    if raw.get("position_embedding_type", "absolute") != "absolute":
-        raise UserError(f"{path}: position_embedding_type must be 'absolute'")
-    hidden, heads, count = raw["hidden_size"], raw["num_attention_heads"], raw["num_hidden_layers"]
-    if not hidden or not heads or hidden % heads:
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: not a JSON object")
+    fields = Fields(raw=raw, where=str(path))
+    fields.word("model_type", default="bert", among=("bert",))
+    fields.word("hidden_act", default="gelu", among=("gelu",))
+    fields.word("position_embedding_type", default="absolute", among=("absolute",))
+    if fields.truth("is_decoder", default=False):
+        raise UserError(f"{path}: is_decoder is true; an encoder is wanted, which sees the tokens after each token too")
+    hidden, heads = fields.whole("hidden_size", least=1), fields.whole("num_attention_heads", least=1)
+    if hidden % heads:
         raise UserError(f"{path}: hidden_size {hidden} is not a multiple of num_attention_heads {heads}")
-    heads_per_layer = raw.get("heads_per_layer", [heads] * count)
-    ffn_per_layer = raw.get("ffn_per_layer", [raw["intermediate_size"]] * count)
-    if len(heads_per_layer) != count or len(ffn_per_layer) != count:
-        raise UserError(f"{path}: heads_per_layer and ffn_per_layer must have num_hidden_layers = {count} entries")
-    record, known = raw.get("quantization"), [field.name for field in dataclasses.fields(Quantization)]
-    try:
-        # Directories from before there were scales for features do not say what theirs are for.
-        quantization = Quantization(**({"activation_scales": "tensor"} | record)) if record else None
-    except TypeError:
-        raise UserError(f"{path}: quantization: fields are {', '.join(known)}") from None
+    count, ffn = fields.whole("num_hidden_layers", most=_MOST_LAYERS), fields.whole("intermediate_size")
+    heads_per_layer = fields.wholes("heads_per_layer", count, default=[heads] * count)
+    ffn_per_layer = fields.wholes("ffn_per_layer", count, default=[ffn] * count)
+    vocab_size = fields.whole("vocab_size", least=1)
+    if fields.whole("type_vocab_size", default=2) < 2:
+        raise UserError(f"{path}: type_vocab_size is {raw['type_vocab_size']}; 2 are wanted, for question and context")
     return BertConfig(
-        vocab_size=raw["vocab_size"],
+        vocab_size=vocab_size,
         hidden_size=hidden,
         head_size=hidden // heads,
         layers=tuple(LayerShape(heads=h, ffn=f) for h, f in zip(heads_per_layer, ffn_per_layer, strict=True)),
-        max_position_embeddings=raw.get("max_position_embeddings", 512),
-        type_vocab_size=raw.get("type_vocab_size", 2),
-        layer_norm_eps=raw.get("layer_norm_eps", 1e-12),
-        pad_token_id=raw.get("pad_token_id", 0),
-        hidden_dropout=raw.get("hidden_dropout_prob", 0.1),
-        attention_dropout=raw.get("attention_probs_dropout_prob", 0.1),
-        quantization=quantization,
+        max_position_embeddings=fields.whole("max_position_embeddings", least=1, default=512),
+        type_vocab_size=fields.whole("type_vocab_size", default=2),
+        layer_norm_eps=fields.number("layer_norm_eps", below=1, default=1e-12),
+        pad_token_id=fields.whole("pad_token_id", most=vocab_size - 1, default=0),
+        hidden_dropout=fields.number("hidden_dropout_prob", below=1, default=0.1),
+        attention_dropout=fields.number("attention_probs_dropout_prob", below=1, default=0.1),
+        quantization=_parse_quantization(fields.part("quantization")),
+    )
+
+
+def _parse_quantization(fields: Fields | None) -> Quantization | None:
+    if fields is None or not fields.raw:
+        return None
+    names = [field.name for field in dataclasses.fields(Quantization)]
+    if not fields.raw.keys() <= set(names):
+        raise UserError(f"{fields.where}: its fields are {', '.join(names)}")
+    return Quantization(
+        calibrator=cast(Calibrator, fields.word("calibrator", among=get_args(Calibrator))),
+        calibration_examples=fields.whole("calibration_examples"),
+        trained=fields.truth("trained"),
+        # Directories from before there were scales for features do not say what theirs are for.
+        activation_scales=cast(
+            ActivationScales, fields.word("activation_scales", default="tensor", among=get_args(ActivationScales))
+        ),
+        attention=fields.truth("attention", default=False),
+        residual=fields.truth("residual", default=False),
     )
 
 

@@ -1,4 +1,4 @@
-"""The names and shapes of a BERT's tensors in Hugging Face's form: the one table that every reader shares.
+"""Names and shapes of a BERT's tensors in Hugging Face's form: the one table that all rooms share.
 
 A model's parameters travel as a flat `dict[str, np.ndarray]` under these names, with dense weights as
 `[out, in]`, exactly as `model.safetensors` holds them.
@@ -24,13 +24,13 @@ Array = TypeVar("Array", bound=_Divisible)
 
 
 class DenseSite(NamedTuple):
-    """One quantizable dense layer: where its weight, bias and INT8 scales are stored."""
+    """One dense layer that can be INT8, with the names of its weight, bias and scales."""
 
     name: str  # for example "bert.encoder.layer.3.attention.self.query"
-    input_scale: str  # the name of the scale of its input; Q, K and V of a layer share one
+    input_scale: str  # name of the scale of its input; Q, K and V of a layer share one
     inputs: int
     outputs: int
-    by_feature: bool = True  # its input has a scale for each feature where the model asks for them
+    by_feature: bool = True  # its input has a scale for each feature if the model asks for them
 
     @property
     def weight(self) -> str:
@@ -50,9 +50,9 @@ def layer_prefix(index: int) -> str:
 
 
 def dense_sites(config: BertConfig) -> Iterator[DenseSite]:
-    """The quantized dense layers of the encoder in the order in which they run. A gone block has none.
+    """The dense layers of the encoder in the order in which they run. A gone block has none.
 
-    What attention gives keeps one scale: its features are alike, and TensorRT rounds it inside the attention kernel.
+    Attention's output keeps one scale: its features are alike, and TensorRT rounds it inside the attention kernel.
     """
     hidden = config.hidden_size
     for index, layer in enumerate(config.layers):
@@ -146,7 +146,7 @@ def scale_shapes(config: BertConfig) -> dict[str, tuple[int, ...]]:
 
 
 def feature_factors(input_scale: Array) -> Array:
-    """What each feature is divided by, and its weights multiplied with: `[features]` in (0, 1], or 1 for a scalar."""
+    """Divisors of the features, and factors of their weights: `[features]` in (0, 1], or 1 for a scalar."""
     return input_scale / input_scale.max()
 
 

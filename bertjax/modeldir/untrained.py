@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from bertjax.modeldir.config import BertConfig, Quantization
-from bertjax.modeldir.store import StoredModel, Tensors
+from bertjax.modeldir.store import StoredModel
 from bertjax.modeldir.tensors import (
     activation_scales,
     dense_sites,
@@ -15,6 +15,7 @@ from bertjax.modeldir.tensors import (
     question_answering_shapes,
     scale_shapes,
 )
+from bertjax.modeldir.weights import Tensors
 
 UNCALIBRATED = Quantization.calibrated((), calibrator="max", calibration_examples=0)  # what config.json then records
 

@@ -12,8 +12,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from bertjax.modeldir.store import Tensors
 from bertjax.modeldir.tensors import DenseSite, feature_factors
+from bertjax.modeldir.weights import Tensors
 from bertjax.onnx.graph import ZERO_POINT, Graph, onnx_dtype
 
 

@@ -14,8 +14,9 @@ from onnx import helper
 
 from bertjax.modeldir import tensors
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
-from bertjax.modeldir.store import StoredModel, Tensors
+from bertjax.modeldir.store import StoredModel
 from bertjax.modeldir.tensors import DenseSite
+from bertjax.modeldir.weights import Tensors
 from bertjax.onnx.dense import add_dense, add_grid, undo_factors
 from bertjax.onnx.graph import Flavour, Graph, onnx_dtype
 

@@ -12,6 +12,7 @@ from bertjax.errors import UserError, WorkFailed
 from bertjax.files import write_files_aside
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.weights import weight_files
 from bertjax.onnx.emit import REVISION, emit
 from bertjax.onnx.graph import FLAVOURS, FlavourName
 
@@ -101,12 +102,19 @@ def is_current(path: Path, directory: Path, flavour: FlavourName) -> bool:
 
 
 def source_digest(directory: Path) -> str:
-    """SHA-256, in hexadecimal, of a directory's weights: `model.safetensors`, or its parts one after the other."""
+    """SHA-256, in hexadecimal, of a directory's weights: `model.safetensors`, or its parts one after the other.
+
+    Raises:
+      UserError: a file is missing, or the index of the parts is broken.
+    """
     digest = hashlib.sha256()
-    for path in sorted(Path(directory).glob("model*.safetensors")):
-        with path.open("rb") as file:
-            while block := file.read(1 << 22):
-                digest.update(block)
+    for path in weight_files(directory):
+        try:
+            with path.open("rb") as file:
+                while block := file.read(1 << 22):
+                    digest.update(block)
+        except OSError as error:
+            raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     return digest.hexdigest()
 
 

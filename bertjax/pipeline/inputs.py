@@ -11,8 +11,11 @@ from tokenizers import Tokenizer
 from bertjax.data import download
 from bertjax.data.dataset import Dataset, from_examples, load_dataset
 from bertjax.data.squad import Example, read_squad
+from bertjax.data.tokenizer import load_tokenizer
 from bertjax.errors import UserError
+from bertjax.modeldir.check import check_config, check_model
 from bertjax.modeldir.config import BertConfig
+from bertjax.modeldir.tensors import encoder_shapes, question_answering_shapes
 from bertjax.pipeline.settings import RunSettings
 
 HELD_OUT_SHARE = 0.02  # of the training paragraphs, where no validation file is given
@@ -78,6 +81,19 @@ def _hold_out(examples: list[Example], seed: int) -> tuple[list[Example], list[E
     if not parts[0]:
         raise UserError("--val-file: not given, and the training file has too few paragraphs to hold some out")
     return parts
+
+
+def fitting_tokenizer(directory: Path, settings: RunSettings, *, encoder: bool) -> Tokenizer:
+    """The tokenizer of a teacher, or of an encoder, after the directory was found to fit it and the windows.
+
+    Raises:
+      UserError: the tokenizer is missing or wrong, or the model is wrong, in INT8, or does not fit.
+    """
+    check_config(directory, longest=settings.max_seq, floating_point=True)
+    tokenizer = load_tokenizer(directory)
+    shapes = encoder_shapes if encoder else question_answering_shapes
+    check_model(directory, tokenizer_size=tokenizer.get_vocab_size(), floating_point=True, shapes=shapes)
+    return tokenizer
 
 
 def check_positions(config: BertConfig, settings: RunSettings) -> None:

@@ -53,7 +53,9 @@ class Run:
 
     @functools.cached_property
     def datasets(self) -> tuple[Dataset, Dataset]:
-        tokenizer = load_tokenizer(self.directory("teacher") if self.done("teacher") else self.teacher_source)
+        done = self.done("teacher")
+        source = self.directory("teacher") if done else self.teacher_source
+        tokenizer = inputs.fitting_tokenizer(source, self.settings, encoder=not done and not self.settings.teacher)
         return inputs.load_training(self.settings, self.files, tokenizer)
 
     @functools.cached_property

@@ -130,7 +130,7 @@ def inspect_engine(trt: ModuleType, serialized: bytes) -> str:
 
 
 @functools.cache
-def _logger(trt: ModuleType) -> Any:
+def _logger(trt: Any) -> Any:
     """The one logger of this process: TensorRT keeps the first it is given while any of its objects lives."""
 
     class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time only
@@ -207,7 +207,7 @@ def _add_profiles(builder: Any, config: Any, settings: BuildSettings) -> None:
 
 
 @contextlib.contextmanager
-def _progress(trt: ModuleType, config: Any) -> Iterator[threading.Event]:
+def _progress(trt: Any, config: Any) -> Iterator[threading.Event]:
     """Show the builder's phases; yield an event that is set when Ctrl-C stopped it.
 
     An exception must not pass through the builder's C++ frames, so the interrupt becomes a polite request.

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import safetensors.numpy
 
-from bertjax.errors import UserError
 from bertjax.model.bert import (
     BertForQuestionAnswering,
     Context,
@@ -22,7 +19,6 @@ from bertjax.model.bert import (
     bind,
     init_model,
     jit_logits,
-    load,
 )
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, Quantization
@@ -30,7 +26,7 @@ from bertjax.modeldir.store import StoredModel
 from bertjax.modeldir.tensors import activation_scales, count_parameters, question_answering_shapes, scale_shapes
 from bertjax.modeldir.untrained import random_model
 from bertjax.training.losses import span_cross_entropy
-from tests.models import PLACEMENTS, QUANTIZATION, tiny_config, write_random_model
+from tests.models import PLACEMENTS, tiny_config
 from tests.onnx.reference import Reference
 
 
@@ -265,55 +261,3 @@ def test_two_modules_of_one_shape_share_nothing():
     again = bind(BertForQuestionAnswering, first, dtype=jnp.bfloat16)
     np.testing.assert_array_equal(again.qa_outputs.weight[...], first.params["qa_outputs.weight"])
     assert (theirs.bert.dtype, again.bert.dtype) == (jnp.float32, jnp.bfloat16)
-
-
-def test_a_directory_comes_back_as_it_was_saved(tmp_path: Path):
-    config = tiny_config(((2, 64), (0, 32), (1, 0), (0, 0)))
-    write_random_model(tmp_path / "a", config, seed=0)
-    model = store.load_question_answering(tmp_path / "a")
-    assert model.config == config
-    store.save(tmp_path / "b", model, tokenizer_from=tmp_path / "a")
-    again = store.load_question_answering(tmp_path / "b")
-    assert again.config == config and model.tensors.keys() == again.tensors.keys()
-    for name, value in model.tensors.items():
-        np.testing.assert_array_equal(value, again.tensors[name])
-    weights, config_file = ((tmp_path / "b" / name).stat() for name in ("model.safetensors", "config.json"))
-    assert weights.st_mode == config_file.st_mode, "whoever may read one file may read the other"
-    start, _ = jit_logits(load(tmp_path / "b"))(*_inputs(config.vocab_size, 2, 9))
-    assert np.isfinite(start).all()
-
-
-def test_all_wrong_tensors_are_told_at_once(tmp_path: Path):
-    write_random_model(tmp_path / "m", tiny_config(), seed=0)
-    path = tmp_path / "m" / "model.safetensors"
-    arrays = safetensors.numpy.load_file(path)
-    del arrays["qa_outputs.bias"]
-    arrays["bert.embeddings.LayerNorm.bias"] = np.zeros(3, np.float32)
-    arrays["bert.encoder.layer.0.intermediate.dense.input_scale"][3] = np.nan
-    arrays["bert.encoder.layer.1.output.dense.weight_scale"] *= 0
-    safetensors.numpy.save_file(arrays, path)
-    with pytest.raises(UserError, match="4 tensors") as caught:
-        store.load_question_answering(tmp_path / "m")
-    for told in ("qa_outputs.bias is missing", "LayerNorm.bias is [3]", "NaN", "not positive"):
-        assert told in str(caught.value)
-
-
-def test_a_directory_from_before_there_were_scales_for_features_is_read(tmp_path: Path):
-    config = tiny_config(quantized=dataclasses.replace(QUANTIZATION, activation_scales="tensor"))
-    write_random_model(tmp_path / "m", config, seed=0)
-    path = tmp_path / "m" / "config.json"
-    raw = json.loads(path.read_text())
-    del raw["quantization"]["activation_scales"]
-    path.write_text(json.dumps(raw))
-    assert store.load_question_answering(tmp_path / "m").config == config
-
-
-def test_bfloat16_checkpoints_and_old_names_are_read(tmp_path: Path):
-    write_random_model(tmp_path / "m", tiny_config(quantized=False), seed=0)
-    arrays = store.load_question_answering(tmp_path / "m").tensors
-    renamed = {k.removeprefix("bert.").replace("LayerNorm.weight", "LayerNorm.gamma"): v for k, v in arrays.items()}
-    narrow = {name: np.asarray(jnp.asarray(value, jnp.bfloat16)) for name, value in renamed.items()}
-    safetensors.numpy.save_file(narrow, tmp_path / "m" / "model.safetensors")
-    found = store.load_encoder(tmp_path / "m").tensors
-    name = "bert.encoder.layer.0.output.LayerNorm.weight"
-    np.testing.assert_array_equal(found[name], narrow["encoder.layer.0.output.LayerNorm.gamma"].astype(np.float32))

@@ -225,7 +225,7 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
         ({"teacher": "/no/such/folder"}, "--teacher /no/such/folder: no such folder"),
         ({"eval_file": "/no/such/file.json"}, "/no/such/file.json: no such file"),
         ({"eval_file": None}, "--eval-file"),
-        ({"max_seq": 600}, "positions"),
+        ({"max_seq": 600}, "--max-seq 600: .*/config.json has max_position_embeddings 64; choose at most that"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(finished: Run, tmp_path: Path, change: dict, told: str):
