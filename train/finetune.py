@@ -56,6 +56,7 @@ def main() -> None:
     settings = parse()
 
     # Imported only once the flags are right: JAX takes seconds.
+    from bertjax.data.tokenizer import as_one_file
     from bertjax.model.bert import Model
     from bertjax.model.inference import Evaluator
     from bertjax.modeldir import store
@@ -70,7 +71,8 @@ def main() -> None:
     train, validation = inputs.load_training(settings, files, tokenizer)
     work = output.with_name(f"{output.name}.work")
     model = fine_tune_encoder(settings, Model.of(store.load_encoder(encoder)), train, validation, work)
-    store.save(output, model.stored(), tokenizer_from=encoder)
+    with as_one_file(encoder, positions=model.config.max_position_embeddings) as folder:
+        store.save(output, model.stored(), tokenizer_from=folder)
     shutil.rmtree(work)
     score = Evaluator(validation)(model).score
     print(f"{output}: exact match {score.exact_match:.2f}, F1 {score.f1:.2f} on the validation part")

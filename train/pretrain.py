@@ -57,7 +57,7 @@ def main() -> None:
     if not options.encoder and options.hidden % options.heads:
         raise UserError(f"--hidden {options.hidden}: must be a multiple of --heads {options.heads}")
     from bertjax.data.text import read_corpus
-    from bertjax.data.tokenizer import load_tokenizer
+    from bertjax.data.tokenizer import as_one_file, load_tokenizer, tokenizer_size
     from bertjax.model.masked_lm import masked_lm_from_encoder
     from bertjax.modeldir import store
     from bertjax.modeldir.check import check_config
@@ -68,7 +68,7 @@ def main() -> None:
     work = options.output.with_name(f"{options.output.name}.work")
     if options.encoder:
         source = model_directory(options.encoder, "--encoder")
-        size = load_tokenizer(source).get_vocab_size()
+        size = tokenizer_size(load_tokenizer(source))
         check_config(source, tokenizer_size=size, longest=options.max_seq, floating_point=True)
         start = masked_lm_from_encoder(source, seed=options.seed)
     else:
@@ -96,7 +96,8 @@ def main() -> None:
         folder=work,
         dtype=options.dtype,
     )
-    store.save(options.output, trained.stored(), tokenizer_from=source)
+    with as_one_file(source, positions=trained.config.max_position_embeddings) as folder:
+        store.save(options.output, trained.stored(), tokenizer_from=folder)
     shutil.rmtree(work, ignore_errors=True)
     print(f"{options.output}: pre-trained for {options.steps} steps; fine-tune it with train/finetune.py")
 

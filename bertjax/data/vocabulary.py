@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import BertWordPieceTokenizer
 
-from bertjax.data.tokenizer import SPECIAL_TOKENS
+from bertjax.data.tokenizer import SPECIAL_TOKENS, tokenizer_files
 from bertjax.files import write_aside
 
 _PRINTABLE = "".join(chr(code) for code in range(33, 127))
 
 
 def write_vocabulary(directory: Path, texts: Iterable[str], *, vocab_size: int) -> int:
-    """Train a lower-casing WordPiece vocabulary and write `vocab.txt`, `tokenizer.json` and `tokenizer_config.json`.
+    """Train a lower-casing WordPiece vocabulary and write `tokenizer.json` and `tokenizer_config.json`.
 
     Every printable ASCII character is in it, at the beginning of words and inside, so any such text can be spelled.
     The same texts in the same order give the same vocabulary.
@@ -43,17 +42,6 @@ def write_vocabulary(directory: Path, texts: Iterable[str], *, vocab_size: int) 
     vocabulary = trained.get_vocab()
     tokenizer = BertWordPieceTokenizer(vocabulary, lowercase=True)  # anew: here those pieces are ordinary ones
     with write_aside(directory) as aside:
-        tokenizer.save_model(str(aside))
-        tokenizer.save(str(aside / "tokenizer.json"))
-        about = {
-            "tokenizer_class": "BertTokenizer",
-            "do_lower_case": True,
-            "model_max_length": 512,
-            "pad_token": "[PAD]",
-            "unk_token": "[UNK]",
-            "cls_token": "[CLS]",
-            "sep_token": "[SEP]",
-            "mask_token": "[MASK]",
-        }
-        (aside / "tokenizer_config.json").write_text(json.dumps(about, indent=2) + "\n")
+        for name, content in tokenizer_files(tokenizer._tokenizer, longest=512).items():
+            (aside / name).write_text(content, encoding="utf-8")
     return tokenizer.get_vocab_size()

@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 
 from bertjax.data.batching import collate
 from bertjax.data.dataset import Dataset, load_dataset
-from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.tokenizer import load_tokenizer, tokenizer_size
 from bertjax.data.windows import WindowSettings
 from bertjax.modeldir.check import check_config
 from bertjax.modeldir.config import INPUTS, BertConfig
@@ -41,7 +41,7 @@ def fitting_tokenizer(directory: Path, settings: WindowSettings) -> Tokenizer:
     """
     check_config(directory, longest=settings.max_seq)
     tokenizer = load_tokenizer(directory)
-    check_config(directory, tokenizer_size=tokenizer.get_vocab_size())
+    check_config(directory, tokenizer_size=tokenizer_size(tokenizer))
     return tokenizer
 
 

@@ -120,6 +120,7 @@ def model_directory(name: str, flag: str) -> Path:
             "*.index.json",
             "tokenizer*.json",
             "special_tokens_map.json",
+            "added_tokens.json",
             "vocab.txt",
         ]
         return Path(snapshot_download(name, allow_patterns=patterns))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from bertjax.data.corpus import write_corpus
 from bertjax.data.text import read_corpus
-from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.tokenizer import as_one_file, load_tokenizer
 from bertjax.modeldir import store
 from bertjax.pipeline.settings import RunSettings, Scratch
 from bertjax.training.pretrain import Shape, masked_lm_from_nothing, pretrain
@@ -63,4 +63,5 @@ def _pretrain_encoder(settings: RunSettings, scratch: Scratch, text_file: Path, 
         ),
         folder=work,
     )
-    store.save(encoder, trained.stored(), tokenizer_from=work / "tokenizer")
+    with as_one_file(work / "tokenizer", positions=settings.max_seq) as folder:
+        store.save(encoder, trained.stored(), tokenizer_from=folder)

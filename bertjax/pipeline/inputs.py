@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from bertjax.data import download
 from bertjax.data.dataset import Dataset, from_examples, load_dataset
 from bertjax.data.squad import Example, read_squad
-from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.tokenizer import load_tokenizer, tokenizer_size
 from bertjax.errors import UserError
 from bertjax.modeldir.check import check_config, check_model
 from bertjax.modeldir.config import BertConfig
@@ -92,7 +92,7 @@ def fitting_tokenizer(directory: Path, settings: RunSettings, *, encoder: bool) 
     check_config(directory, longest=settings.max_seq, floating_point=True)
     tokenizer = load_tokenizer(directory)
     shapes = encoder_shapes if encoder else question_answering_shapes
-    check_model(directory, tokenizer_size=tokenizer.get_vocab_size(), floating_point=True, shapes=shapes)
+    check_model(directory, tokenizer_size=tokenizer_size(tokenizer), floating_point=True, shapes=shapes)
     return tokenizer
 
 

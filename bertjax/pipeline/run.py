@@ -12,7 +12,7 @@ from typing import Literal
 
 from bertjax import rundir
 from bertjax.data.dataset import Dataset, load_dataset
-from bertjax.data.tokenizer import load_tokenizer
+from bertjax.data.tokenizer import as_one_file, load_tokenizer
 from bertjax.errors import UserError
 from bertjax.model.bert import Model
 from bertjax.modeldir import store
@@ -102,7 +102,8 @@ class Run:
           WorkFailed: the disk is full.
         """
         source = self.teacher_source if stage == "teacher" else self.directory("teacher")
-        store.save(self.directory(stage), model.stored(), tokenizer_from=source)
+        with as_one_file(source, positions=model.config.max_position_embeddings) as tokenizer:
+            store.save(self.directory(stage), model.stored(), tokenizer_from=tokenizer)
 
     @contextlib.contextmanager
     def timed(self, stage: str) -> Iterator[None]:

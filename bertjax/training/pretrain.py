@@ -113,7 +113,7 @@ def masked_lm_from_nothing(shape: Shape, *, text_file: Path, tokenizer: Path, se
     Raises:
       UserError: the text cannot be read, or the folder cannot be written.
     """
-    if not (tokenizer / "vocab.txt").exists():
+    if not (tokenizer / "tokenizer.json").exists():
         write_vocabulary(tokenizer, read_texts(text_file), vocab_size=shape.vocab_size)
     config = BertConfig.dense(
         vocab_size=load_tokenizer(tokenizer).get_vocab_size(),

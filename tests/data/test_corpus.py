@@ -76,7 +76,8 @@ def test_the_vocabulary_of_training_spells_evaluation_without_unknowns(files, tm
     tokenizer = load_tokenizer(tmp_path / "t")
     assert size <= 700 and size == tokenizer.get_vocab_size()
     write_vocabulary(tmp_path / "again", texts, vocab_size=700)
-    assert (tmp_path / "again" / "vocab.txt").read_text() == (tmp_path / "t" / "vocab.txt").read_text()
+    name = "tokenizer.json"
+    assert (tmp_path / "again" / name).read_text() == (tmp_path / "t" / name).read_text()
     unknown = tokenizer.token_to_id("[UNK]")
     for example in read_squad(files.eval)[:50]:
         assert unknown not in tokenizer.encode(example.context).ids

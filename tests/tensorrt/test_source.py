@@ -61,7 +61,7 @@ def test_a_file_that_is_not_ours_is_refused(tmp_path: Path) -> None:
         ("emitter_revision", str(REVISION - 1), f"of emitter revision {REVISION - 1}, today's is {REVISION}; export"),
         ("emitter_revision", "x", "not an ONNX file that bertjax exported"),
         ("flavour", "gpu", "not an ONNX file that bertjax exported"),
-        ("config", "[]", "not an ONNX file that bertjax exported"),
+        ("config", "[]", "x.onnx: not a JSON object"),
     ],
 )
 def test_a_file_with_another_record_is_refused(model: Path, tmp_path: Path, name: str, value: str, told: str) -> None:
