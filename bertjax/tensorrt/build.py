@@ -133,7 +133,7 @@ def inspect_engine(trt: ModuleType, serialized: bytes) -> str:
 def _logger(trt: Any) -> Any:
     """The one logger of this process: TensorRT keeps the first it is given while any of its objects lives."""
 
-    class Logger(trt.ILogger):  # type: ignore[name-defined]  # known at run time only
+    class Logger(trt.ILogger):
         """Keeps everything and prints nothing: the account is read from it, and errors are raised."""
 
         def __init__(self) -> None:
@@ -218,7 +218,7 @@ def _progress(trt: Any, config: Any) -> Iterator[threading.Event]:
         return
     bar = tqdm(desc="building the engine", unit="step", leave=False, disable=None)
 
-    class Monitor(trt.IProgressMonitor):  # type: ignore[name-defined]  # known at run time only
+    class Monitor(trt.IProgressMonitor):
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
             bar.set_postfix_str(phase_name)
 
