@@ -8,7 +8,9 @@ import jax
 import numpy as np
 import pytest
 
+from bertjax.data.answers import predict
 from bertjax.data.dataset import Dataset, from_examples
+from bertjax.data.metrics import score
 from bertjax.data.squad import Answer, Example
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.windows import WindowSettings
@@ -46,6 +48,8 @@ def _model(config: BertConfig, seed: int) -> Model:
 
 def _logits(dataset: Dataset) -> list[np.ndarray]:
     found = Evaluator(dataset)(_model(TEACHER, 1))
+    assert found.answers == predict(dataset.examples, dataset.windows, found.start_logits, found.end_logits)
+    assert found.score == score(dataset.examples, found.answers)
     return found.start_logits + found.end_logits
 
 

@@ -15,6 +15,10 @@ def test_integers_answer_as_the_grid_in_float_does(run_dir, dtype, tolerance):
     wanted = np.stack(bert.jit_logits(bert.load(directory))(*feed))
     integers = bert.load(directory, dtype=dtype)
     use_integers(integers)
+    for layer in integers.bert.encoder.layer:
+        own, blocks = layer.attention.self, (layer.attention.output, layer.intermediate, layer.output)
+        dense = [own.query, own.key, own.value, *(block.dense for block in blocks)]
+        assert {each.weight[...].dtype for each in dense} == {jnp.dtype(jnp.int8)}
     found = np.stack(bert.jit_logits(integers)(*feed))
     assert 0 < np.linalg.norm(found - wanted) / np.linalg.norm(wanted) < tolerance
     if dtype == jnp.float32:

@@ -238,7 +238,7 @@ def test_the_average_follows_its_formula_and_survives_an_interrupt(tmp_path: Pat
     train(make_batch=_batch, settings=every_step, folder=tmp_path / "raw", evaluate=note, **run)
     wanted = as_arrays(_start())
     for step, weights in enumerate(steps):
-        decay = min(0.3, (1 + step) / (10 + step))
+        decay = min(0.4, (1 + step) / (10 + step))
         wanted = {name: decay * value + (1 - decay) * weights[name] for name, value in wanted.items()}
 
     def interrupted(step: int) -> dict[str, np.ndarray]:
@@ -246,7 +246,7 @@ def test_the_average_follows_its_formula_and_survives_an_interrupt(tmp_path: Pat
             raise KeyboardInterrupt
         return _batch(step)
 
-    averaged = dict(settings=dataclasses.replace(SETTINGS, ema=0.3), folder=tmp_path / "averaged")
+    averaged = dict(settings=dataclasses.replace(SETTINGS, ema=0.4), folder=tmp_path / "averaged")
     with pytest.raises(KeyboardInterrupt):
         train(make_batch=interrupted, **averaged, **run)
     found = train(make_batch=_batch, **averaged, **run)
