@@ -76,12 +76,16 @@ def cpu_engine(config: BertConfig) -> str:
 
 
 def cpu_graph(directory: Path, config: BertConfig) -> Path:
-    """The directory's graph for CPU engines, exported now if it is absent or not of these weights.
+    """The directory's graph for CPU engines, exported now if it is absent, changed or not of these weights.
 
     Raises:
-      UserError: the directory is no complete model.
+      UserError: the directory is no complete model, or a new graph cannot be written there.
     """
     from bertjax.onnx.export import default_path, export_onnx, is_current
 
     path = default_path(directory, config, "cpu")
-    return path if is_current(path, directory, "cpu") else export_onnx(directory, flavour="cpu")
+    if is_current(path, directory, "cpu"):
+        return path
+    if path.exists():
+        print(f"{path}: not what bertjax writes from these weights; exported again")
+    return export_onnx(directory, flavour="cpu")

@@ -28,7 +28,9 @@ def read_object(path: Path) -> dict[str, Any]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     except RecursionError:
         raise UserError(f"{path}: not valid JSON for a model directory (nested too deeply)") from None
-    except ValueError as error:  # of JSON, of UTF-8, and of numbers with thousands of digits
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not text in UTF-8 (byte {error.start})") from None
+    except ValueError as error:  # of JSON, and of numbers with thousands of digits
         raise UserError(f"{path}: not valid JSON ({error})") from None
     if not isinstance(found, dict):
         raise UserError(f"{path}: not a JSON object")

@@ -42,13 +42,17 @@ def read_tensors(directory: Path) -> Tensors:
     return read_weights({name: entry for name, entry in entries.items() if entry.dtype in FLOATS})
 
 
-def load_question_answering(directory: Path) -> StoredModel:
+def load_question_answering(directory: Path, *, floating_point: bool = False) -> StoredModel:
     """Read a span-predicting model directory: its config and exactly the tensors that the config names.
 
+    Args:
+      floating_point: whether an INT8 model is refused, as a teacher is.
+
     Raises:
-      UserError: a file is missing or broken, or tensors are missing, misshapen or not finite.
+      UserError: a file is missing or broken, tensors are missing, misshapen or not finite, or it is an INT8 model where
+        none is wanted.
     """
-    return _load(Path(directory), tensors.question_answering_shapes)
+    return _load(Path(directory), tensors.question_answering_shapes, floating_point=floating_point)
 
 
 def load_encoder(directory: Path) -> StoredModel:
@@ -60,7 +64,7 @@ def load_encoder(directory: Path) -> StoredModel:
     return _load(Path(directory), tensors.encoder_shapes, floating_point=True)
 
 
-def _load(directory: Path, shapes: Shapes, *, floating_point: bool = False) -> StoredModel:
+def _load(directory: Path, shapes: Shapes, *, floating_point: bool) -> StoredModel:
     files.repair(directory)
     config, entries = check_config(directory, floating_point=floating_point), list_weights(directory)
     wanted = shapes(config)

@@ -11,6 +11,7 @@ import json
 import struct
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -50,10 +51,14 @@ def weight_files(directory: Path) -> list[Path]:
     names = read_object(index).get("weight_map")
     if not isinstance(names, dict) or not names:
         raise UserError(f"{index}: weight_map is {shown(names)}; an object of tensor names and file names is wanted")
-    wrong = [name for name in names.values() if not isinstance(name, str) or Path(name).name != name]
+    wrong = [name for name in names.values() if not _is_name(name)]
     if wrong:
         raise UserError(f"{index}: weight_map names {shown(wrong[0])}; names of files beside it are wanted")
     return [index.with_name(name) for name in sorted(set(names.values()))]
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and 0 < len(value) < 200 and value.isprintable() and Path(value).name == value
 
 
 def list_weights(directory: Path) -> dict[str, Entry]:
@@ -106,7 +111,8 @@ def _read_header(path: Path) -> list[Entry]:
     except FileNotFoundError:
         raise UserError(f"{path}: no such file; bertjax reads safetensors weights") from None
     except (safetensors.SafetensorError, OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not a safetensors file, or cut short ({error})") from None
+        reason = " ".join(str(error).split())[:200]
+        raise UserError(f"{path}: not a safetensors file, or cut short ({reason})") from None
     return [
         Entry(
             file=path,

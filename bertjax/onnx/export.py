@@ -15,6 +15,7 @@ from bertjax.modeldir.config import BertConfig
 from bertjax.modeldir.weights import weight_files
 from bertjax.onnx.emit import REVISION, emit
 from bertjax.onnx.graph import FLAVOURS, FlavourName
+from bertjax.onnx.record import is_untouched, read_record, with_record
 
 # A protobuf message ends at 2 GiB; past this many bytes of weights they go into a file of their own.
 EXTERNAL_DATA_FROM = 2_000_000_000
@@ -38,7 +39,8 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
       output: the file to write; `default_path` where it is None.
 
     Returns:
-      The file's path. Its metadata holds `flavour`, `config` (JSON), `source_sha256` and `emitter_revision`.
+      The file's path. Its metadata holds `flavour`, `config` (JSON), `source_sha256`, `emitter_revision`, and a digest
+      of the rest of the file.
 
     Raises:
       UserError: the directory is no complete model, or the place cannot be written.
@@ -46,9 +48,8 @@ def export_onnx(directory: Path, *, flavour: FlavourName, output: Path | None = 
     """
     model = store.load_question_answering(directory)
     graph = emit(model, FLAVOURS[flavour])
-    onnx.helper.set_model_props(graph, _record(directory, model.config, flavour))
     target = Path(output) if output else default_path(directory, model.config, flavour)
-    _write(graph, target)
+    _write(graph, target, _record(directory, model.config, flavour))
     return target
 
 
@@ -75,30 +76,37 @@ def export_twin(directory: Path, *, output: Path | None = None) -> Path:
         raise UserError(f"--exporter tf2onnx: {error.name} is not installed; run pip install bertjax[tf]") from None
     model = store.load_question_answering(directory)
     graph = twin.convert(model)
-    onnx.helper.set_model_props(graph, _record(directory, model.config, "cpu") | {"exporter": "tf2onnx"})
     target = Path(output) if output else Path(directory) / "model.tf2onnx.onnx"
-    _write(graph, target)
+    _write(graph, target, _record(directory, model.config, "cpu") | {"exporter": "tf2onnx"})
     return target
 
 
 def is_current(path: Path, directory: Path, flavour: FlavourName) -> bool:
-    """Whether `path` is what `export_onnx` would write from what `directory` holds now.
+    """Whether `path` is what `export_onnx` would write from what `directory` holds now, byte for byte.
 
     The emitter's revision decides, and not the version of bertjax: a file of an earlier version stays current as long
-    as today's emitter writes the same graph.
+    as today's emitter writes the same graph. Files of 0.1 have no digest of their own and are held against that graph.
+
+    Raises:
+      UserError: the directory is no complete model.
     """
     if not Path(path).exists():
         return False
     try:
         model = onnx.load(str(path), load_external_data=False)
-        found = {entry.key: entry.value for entry in model.metadata_props}
+        found = read_record(model)
         config = BertConfig.from_dict(json.loads(found.get("config", "")), path)
     except Exception:  # protobuf's DecodeError and whatever else a broken file gives: export again
         return False
     today = BertConfig.from_json(Path(directory) / "config.json")
     wanted = _record(directory, today, flavour)
     del wanted["config"]  # its text may say the same in other words
-    return config == today and wanted.items() <= found.items() and "exporter" not in found
+    if config != today or not wanted.items() <= found.items() or "exporter" in found:
+        return False
+    untouched = is_untouched(path, found)
+    if untouched is None:
+        return emit(store.load_question_answering(directory), FLAVOURS[flavour]).graph == model.graph
+    return untouched
 
 
 def source_digest(directory: Path) -> str:
@@ -127,7 +135,7 @@ def _record(directory: Path, config: BertConfig, flavour: FlavourName) -> dict[s
     }
 
 
-def _write(model: onnx.ModelProto, target: Path) -> None:
+def _write(model: onnx.ModelProto, target: Path, record: dict[str, str]) -> None:
     """Write and check a model; external data goes beside it under the name that the model knows it by."""
     data_name = f"{target.name}.data"
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_DATA_FROM
@@ -137,8 +145,8 @@ def _write(model: onnx.ModelProto, target: Path) -> None:
         written = aside / target.name
         if external:
             onnx.save(model, str(written), save_as_external_data=True, location=data_name)
-        else:
-            onnx.save(model, str(written))
+            model = onnx.load(str(written), load_external_data=False)
+        written.write_bytes(with_record(model, record, data=aside / data_name if external else None))
         try:
             onnx.checker.check_model(str(written), full_check=True)
         except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:

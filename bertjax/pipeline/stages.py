@@ -117,7 +117,7 @@ def _record_run(run: Run) -> None:
 def _make_teacher(run: Run) -> None:
     with run.timed("teacher"):
         if run.settings.teacher:
-            teacher = Model.of(store.load_question_answering(run.teacher_source))
+            teacher = Model.of(store.load_question_answering(run.teacher_source, floating_point=True))
         else:
             encoder = Model.of(store.load_encoder(run.teacher_source))
             teacher = fine_tune_encoder(run.settings, encoder, *run.datasets, run.folder / "work" / "teacher")

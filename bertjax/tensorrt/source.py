@@ -14,6 +14,7 @@ from bertjax.modeldir.config import BertConfig
 from bertjax.onnx.emit import REVISION
 from bertjax.onnx.export import default_path, export_onnx, is_current, source_digest
 from bertjax.onnx.graph import FLAVOURS, FlavourName
+from bertjax.onnx.record import is_untouched, read_record
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,13 +52,13 @@ def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName
       flavour: the wanted flavour; None: either.
 
     Raises:
-      UserError: it is no such file, of another model, flavour or revision of the emitter, or TensorRT cannot take its
-        flavour.
+      UserError: it is no such file, of another model, flavour or revision of the emitter, was changed, or TensorRT
+        cannot take its flavour.
     """
     path = Path(path)
     mend = f"python export/to_onnx.py --model {directory or 'DIR'} --flavour {flavour or 'trt'}"
     model = _load(path)
-    metadata = _metadata(model)
+    metadata = read_record(model)
     try:
         config, digest = BertConfig.from_dict(json.loads(metadata["config"]), path), metadata["source_sha256"]
         found = FLAVOURS[cast(FlavourName, metadata["flavour"])].name
@@ -76,6 +77,8 @@ def source_from_onnx(path: Path, *, directory: Path | None, flavour: FlavourName
         raise UserError(f"--onnx {path}: is of flavour {found}, not {flavour}; export it again with: {mend}")
     _check_flavour(config, found, f"--onnx {path}")
     _check_external_data(model, path)
+    if is_untouched(path, metadata) is False:
+        raise UserError(f"--onnx {path}: changed since bertjax wrote it; export it again with: {mend}")
     return Source(onnx_path=path, flavour=found, config=config, directory=None)
 
 
@@ -90,7 +93,7 @@ def prepare_onnx(source: Source) -> str:
       WorkFailed: the disk is full, or ONNX's own checker refuses the graph.
     """
     if source.directory is None:
-        return _metadata(_load(source.onnx_path))["source_sha256"]
+        return read_record(_load(source.onnx_path))["source_sha256"]
     if not is_current(source.onnx_path, source.directory, source.flavour):
         export_onnx(source.directory, flavour=source.flavour)
     return source_digest(source.directory)
@@ -112,10 +115,6 @@ def _load(path: Path) -> onnx.ModelProto:
         raise UserError(f"--onnx {path}: cannot be read ({error.strerror})") from None
     except Exception:  # protobuf's DecodeError, which is not part of its public interface
         raise UserError(f"--onnx {path}: not an ONNX file") from None
-
-
-def _metadata(model: onnx.ModelProto) -> dict[str, str]:
-    return {entry.key: entry.value for entry in model.metadata_props}
 
 
 def _check_external_data(model: onnx.ModelProto, path: Path) -> None:

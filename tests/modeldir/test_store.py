@@ -211,8 +211,10 @@ def test_a_stale_index_beside_the_whole_file_is_passed_over(model: Path):
         ("[]", "index.json: not a JSON object"),
         ("{}", "weight_map is None; an object of tensor names and file names is wanted"),
         ('{"weight_map": []}', r"weight_map is \[\]"),
+        ('{"weight_map": {"a": ""}}', "weight_map names ''"),
         ('{"weight_map": {"a": 1}}', "weight_map names 1; names of files beside it are wanted"),
         ('{"weight_map": {"a": "../a.safetensors"}}', r"weight_map names '\.\./a\.safetensors'"),
+        ('{"weight_map": {"a": "\\ud800.safetensors"}}', r"weight_map names '\\ud800\.safetensors'"),
         ('{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors: no such file"),
     ],
 )
@@ -232,7 +234,8 @@ def _deep(content: bytes) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "spoil", [_cut, _deep, lambda _: b"", lambda _: b"\xff" * 100, lambda c: c[:8] + b"\xff" + c[9:], lambda c: c[:20]]
+    "spoil",
+    [_cut, _deep, lambda _: b"", lambda _: b"\xff" * 100, lambda c: c[:20], lambda c: c.replace(b"F32", b"\\nF", 1)],
 )
 def test_a_broken_safetensors_file_is_told(model: Path, spoil: Callable[[bytes], bytes]):
     (model / WEIGHTS).write_bytes(spoil((model / WEIGHTS).read_bytes()))
@@ -321,7 +324,7 @@ def test_fields_of_other_types_or_ranges_are_told(model: Path, field: str, value
     ("content", "told"),
     [
         (b"", "not valid JSON"),
-        (b"\xff\xfe{\x00}\x00", "not valid JSON"),
+        (b"\xff\xfe{\x00}\x00", r"not text in UTF-8 \(byte 0\)"),
         (b"[]", "not a JSON object"),
         (b"[" * 100_000, "nested too deeply"),
         (b'{"hidden_size": 1, "a": {"b": 1, "b": 2}}', "'b' stands there twice"),

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 
 from bertjax import version
+from bertjax.engines.choose import cpu_graph
 from bertjax.errors import UserError
 from bertjax.modeldir.untrained import random_model
 from bertjax.onnx import export
@@ -92,6 +93,27 @@ def test_the_emitters_revision_and_not_the_version_makes_a_graph_stale(
     assert not is_current(path, student, "cpu")
 
 
+@pytest.mark.parametrize("record", ["kept", "that of version 0.1"])
+@pytest.mark.parametrize("flavour", ["cpu", "trt"])
+def test_a_graph_that_someone_changed_is_not_current(
+    student: Path, flavour: FlavourName, record: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = export_onnx(student, flavour=flavour)
+    written = path.read_bytes()
+    changed = onnx.load(path)
+    if record != "kept":
+        del changed.metadata_props[[entry.key for entry in changed.metadata_props].index("content_sha256")]
+        onnx.save(changed, path)
+        assert is_current(path, student, flavour)
+    (head,) = (tensor for tensor in changed.graph.initializer if tensor.name == "qa_outputs.weight")
+    head.CopyFrom(onnx.numpy_helper.from_array(-onnx.numpy_helper.to_array(head), head.name))
+    onnx.save(changed, path)
+    assert not is_current(path, student, flavour)
+    if flavour == "cpu":
+        assert cpu_graph(student, tiny_config()).read_bytes() == written
+        assert "model.cpu.onnx: not what bertjax writes from these weights; exported again" in capsys.readouterr().out
+
+
 def test_weights_too_large_for_protobuf_go_beside_the_model(student: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     inputs = make_batch(tiny_config(), 2, 9)
     whole = onnxruntime.InferenceSession(export_onnx(student, flavour="cpu")).run(None, inputs)
@@ -99,6 +121,13 @@ def test_weights_too_large_for_protobuf_go_beside_the_model(student: Path, monke
         patched.setattr(export, "EXTERNAL_DATA_FROM", 1000)
         path = export_onnx(student, flavour="cpu")
     data = student / "model.cpu.onnx.data"
+    assert is_current(path, student, "cpu")
+    content = data.read_bytes()
+    data.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not is_current(path, student, "cpu")
+    data.unlink()
+    assert not is_current(path, student, "cpu")
+    data.write_bytes(content)
     assert data.stat().st_size > path.stat().st_size > 1000
     split = onnxruntime.InferenceSession(path).run(None, inputs)
     np.testing.assert_array_equal(split, whole)

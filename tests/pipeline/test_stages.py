@@ -225,11 +225,16 @@ def test_pruning_rounds_cut_in_steps_and_continue_after_an_interrupt(finished, t
         ({"teacher": "/no/such/folder"}, "--teacher /no/such/folder: no such folder"),
         ({"eval_file": "/no/such/file.json"}, "/no/such/file.json: no such file"),
         ({"eval_file": None}, "--eval-file"),
+        (
+            {"teacher": "{run}/student-int8"},
+            "student-int8: is an INT8 model; a floating-point one is wanted: take .*/student",
+        ),
         ({"max_seq": 600}, "--max-seq 600: .*/config.json has max_position_embeddings 64; choose at most that"),
     ],
 )
 def test_wrong_input_is_told_in_one_line(finished: Run, tmp_path: Path, change: dict, told: str):
     given = {"scratch": None, "teacher": str(finished.folder / "teacher"), "skip": ("evaluate",)} | _files(finished)
+    change = {name: v.format(run=finished.folder) if isinstance(v, str) else v for name, v in change.items()}
     settings = dataclasses.replace(TINY, output=str(tmp_path / "r"), **(given | change))
     with pytest.raises(UserError, match=told) as caught:
         stages.run_pipeline(settings, "python train/distill.py")

@@ -73,6 +73,15 @@ def test_a_file_with_another_record_is_refused(model: Path, tmp_path: Path, name
         source_from_onnx(path, directory=None, flavour=None)
 
 
+def test_a_file_that_someone_changed_is_refused(model: Path, tmp_path: Path) -> None:
+    path = export_onnx(model, flavour="trt", output=tmp_path / "x.onnx")
+    changed = onnx.load(path)
+    changed.graph.node[0].doc_string = "mine"
+    onnx.save(changed, path)
+    with pytest.raises(UserError, match="x.onnx: changed since bertjax wrote it; export it again with: python export"):
+        source_from_onnx(path, directory=model, flavour=None)
+
+
 def test_weights_that_are_not_beside_the_file_are_missed(model: Path, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(onnx_export, "EXTERNAL_DATA_FROM", 1000)
     path = export_onnx(model, flavour="trt", output=tmp_path / "x.onnx")
