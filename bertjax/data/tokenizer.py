@@ -39,7 +39,7 @@ def load_tokenizer(directory: Path) -> Tokenizer:
 
 
 def tokenizer_size(tokenizer: Tokenizer) -> int:
-    """How many rows of an embedding table a tokenizer reaches; added tokens may leave gaps before them."""
+    """Number of rows in the embedding table that the ids need; added tokens may leave gaps before them."""
     return 1 + max(tokenizer.get_vocab().values())
 
 

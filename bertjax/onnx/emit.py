@@ -120,7 +120,7 @@ def _token_types(graph: Graph, parameters: Tensors) -> str:
 
 
 def _mask_bias(graph: Graph) -> str:
-    """What is added to attention scores: 0 for tokens, `MASKED` for padding, as `[batch, seq]`."""
+    """The term added to attention scores: 0 for tokens, `MASKED` for padding, as `[batch, seq]`."""
     mask = graph.node("mask/Cast", "Cast", "attention_mask", to=onnx_dtype(graph.flavour.body))
     padding = graph.node("mask/Sub", "Sub", graph.scalar(1.0), mask)
     return graph.node("mask/Mul", "Mul", padding, graph.scalar(MASKED))
@@ -179,7 +179,7 @@ def _attention(
 
 
 def _residual(graph: Graph, model: StoredModel, scope: str, x: str, rounded: str, scale_name: str) -> str:
-    """What the block's residual add reads: its input `x`, or what its first dense layer reads of it, `rounded`."""
+    """The input of the block's residual add: the block's own input `x`, or that of its first dense layer, `rounded`."""
     if model.config.quantization is None or not model.config.quantization.residual:
         return x
     return undo_factors(graph, scope, rounded, scale_name, model.tensors[scale_name])

@@ -22,7 +22,7 @@ def record_path(engine: Path) -> Path:
 
 
 def read_record(engine: Path, *, source_sha256: str) -> dict[str, Any]:
-    """The record of an engine that is of these weights, and is what today's emitter and builder would make of them.
+    """The record of an engine of these weights, made by emitter and builder in their revisions of today.
 
     Records of version 0.1 hold no revisions: theirs were 4 of the emitter and 1 of the builder.
 
