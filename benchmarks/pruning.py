@@ -200,9 +200,9 @@ def compare_times(options: argparse.Namespace) -> bench.Table:
     """Students pruned for measured time against students pruned for multiply-accumulates."""
     config, table = bench.load_config(options.model), read_table(options.latency_table)
     path = options.importance_file or options.model.resolve().parent / "work" / "importance.npz"
-    if not path.exists():
-        raise UserError(f"{path}: no such file; name the importance.npz of a run with --importance-file")
     importance, seq = load_importance(path), rundir.window_settings(options.model).max_seq
+    if importance is None:
+        raise UserError(f"{path}: no such file, or broken; name the importance.npz of a run with --importance-file")
     plans = make_plans(config, importance, table, options.flops_reduction, seq=seq, group=options.ffn_group)
     measured = measure_plans(config, plans, table, options.seconds)
     scorer = open_scorer(options)[0] if options.data else None

@@ -94,10 +94,29 @@ def default_data(model: Path) -> Path:
     Raises:
       UserError: the model is in no run directory, or the run names no evaluation file.
     """
-    recorded = _data_record(model).get("eval_file")
-    if recorded is None:
-        raise UserError(f"{model}: is in no run directory that names an evaluation file; give --data FILE")
-    return Path(recorded)
+    recorded, folder = _data_record(model).get("eval_file"), run_folder(model)
+    if recorded is None or folder is None:
+        raise UserError(f"{model}: lies in no run directory that names an evaluation file; give --data FILE")
+    path = find_recorded(folder, recorded)
+    if path is None:
+        raise UserError(f"{recorded}: the evaluation file of {folder}, and no such file; give --data FILE")
+    return path
+
+
+def recorded_path(run: Path, path: Path) -> str:
+    """A file's name in a run's record: relative to the run directory if it lies in it, else absolute."""
+    path, run = Path(path).resolve(), Path(run).resolve()
+    return str(path.relative_to(run) if path.is_relative_to(run) else path)
+
+
+def find_recorded(run: Path, name: str) -> Path | None:
+    """The file of a name in a run's record, wherever the run directory lies now; None if there is none.
+
+    0.1 recorded names relative to the folder that it was called in.
+    """
+    inside = [Path(*Path(name).parts[at:]) for at in range(len(Path(name).parts))]
+    places = [run / inside[0], Path(name), *(run / tail for tail in inside[1:])]
+    return next((place for place in places if place.is_file()), None)
 
 
 def window_settings(

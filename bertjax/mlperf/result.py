@@ -11,7 +11,6 @@ from bertjax import rundir
 from bertjax.data.metrics import Score
 from bertjax.engines.timing.layout import Layout
 from bertjax.files import write_file_aside
-from bertjax.identity import digest_folder
 from bertjax.mlperf.conf import (
     OFFICIAL_PERCENTILES,
     OFFICIAL_QUERIES,
@@ -34,7 +33,7 @@ class Result:
     scenario: str
     mode: str
     model: str
-    model_digest: str  # of `digest_model`
+    model_digest: str  # of `store.digest`
     data_digest: str  # SHA-256 of the data file
     backend: str
     description: str
@@ -118,15 +117,6 @@ class Result:
             part = "peak" if self.mode == "FindPeakPerformance" else "performance"
             found[part] = about | length | issued | dataclasses.asdict(self.performance)
         return found
-
-
-def digest_model(model: Path) -> str:
-    """Digest of what makes a model directory's answers: its shape, weights and tokenizer, not what was exported.
-
-    Raises:
-      OSError: a file cannot be read.
-    """
-    return digest_folder(model, "config.json", "model*.safetensors", "tokenizer*.json", "vocab.txt")
 
 
 def record_result(model: Path, result: Result) -> Path | None:

@@ -27,10 +27,11 @@ from bertjax.mlperf import loadgen, prepare
 from bertjax.mlperf.conf import SCORED
 from bertjax.mlperf.logs import read_accuracy, read_effective, read_peak_rate, read_performance
 from bertjax.mlperf.output import draw_run
-from bertjax.mlperf.result import Result, digest_model, write_summary
+from bertjax.mlperf.result import Result, write_summary
 from bertjax.mlperf.session import Confs, SessionSettings, check_counts
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
+from bertjax.modeldir import store
 
 TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
 
@@ -98,7 +99,7 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         scenario=effective["scenario"],
         mode=effective["test_mode"],
         model=settings.model.resolve().name,
-        model_digest=digest_model(settings.model),
+        model_digest=store.digest(settings.model),
         data_digest=digest_file(settings.data),
         backend=backend.name,
         description=backend.description,

@@ -21,6 +21,7 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
+from bertjax.identity import digest_arrays, digest_settings
 from bertjax.model import ops
 from bertjax.model.fakequant import quantize_activation, quantize_weight
 from bertjax.modeldir import store
@@ -357,6 +358,11 @@ class Model:
     def stored(self) -> StoredModel:
         """The model with its parameters in NumPy, as a directory holds them, dtypes as they are."""
         return StoredModel(config=self.config, tensors=as_arrays(self.params))
+
+    @property
+    def digest(self) -> str:
+        """Digest of config and parameters."""
+        return digest_settings([self.config.to_dict(), digest_arrays(as_arrays(self.params))])
 
     def with_params(self, params: Params) -> Model:
         """The same config with these parameters."""

@@ -16,6 +16,7 @@ import safetensors.numpy
 
 from bertjax import files
 from bertjax.errors import UserError
+from bertjax.identity import digest_folder
 from bertjax.modeldir import tensors
 from bertjax.modeldir.check import Shapes, check_config, header_faults, refuse, value_faults
 from bertjax.modeldir.config import BertConfig
@@ -93,6 +94,15 @@ def save(directory: Path, model: StoredModel, *, tokenizer_from: Path) -> None:
         for name in TOKENIZER_FILES:
             if (Path(tokenizer_from) / name).exists():
                 shutil.copyfile(Path(tokenizer_from) / name, aside / name)
+
+
+def digest(directory: Path) -> str:
+    """Digest of what makes a model directory's answers: its shape, weights and tokenizer, not what was exported.
+
+    Raises:
+      OSError: a file cannot be read.
+    """
+    return digest_folder(directory, "config.json", "model*.safetensors", "tokenizer*.json", "vocab.txt")
 
 
 def weight_bytes(directory: Path) -> int:

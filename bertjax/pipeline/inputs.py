@@ -9,7 +9,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from bertjax.data import download
-from bertjax.data.dataset import Dataset, from_examples, load_dataset
+from bertjax.data.dataset import Dataset, draw_questions, from_examples, load_dataset
 from bertjax.data.squad import Example, read_squad
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_size
 from bertjax.errors import UserError
@@ -68,6 +68,8 @@ def load_training(settings: RunSettings, files: Files, tokenizer: Tokenizer) -> 
         validation = load_dataset(files.val, tokenizer, windows, questions=settings.val_questions, seed=settings.seed)
         return train, validation
     kept, held = _hold_out(read_squad(files.train), settings.seed)
+    kept = draw_questions(kept, settings.train_questions, settings.seed)
+    held = draw_questions(held, settings.val_questions, settings.seed)
     return from_examples(kept, tokenizer, windows), from_examples(held, tokenizer, windows)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from bertjax import rundir
 from bertjax.errors import UserError
+from bertjax.identity import make_identity
 from bertjax.model.bert import Model
 from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline import inputs
@@ -64,7 +65,7 @@ def _pruning_round(run: Run, index: int, teacher: Model, student: Model) -> Mode
         with run.timed("distilled"):
             if "distill" not in run.settings.skip:
                 folder, share = run.folder / "work" / f"round-{index}", 0.5 / (run.settings.pruning_rounds - 1)
-                student = distill_stage(run, "distill", student, folder, share=share)
+                student = distill_stage(run, "distill", student, folder, order=index - 1, share=share)
             run.save(distilled, student)
     return run.load(distilled)
 
@@ -87,14 +88,18 @@ def _plan(run: Run, teacher: Model, student: Model, reduction: float, place: str
     """
     settings = run.settings
     path = (run.cache if student is teacher else run.folder / "work" / place) / "importance.npz"
-    if not path.exists():
-        examples = settings.importance_examples
-        found = fisher.measure_importance(student, run.datasets[0], examples=examples, seed=settings.seed)
-        fisher.save_importance(path, found)
+    windows, examples = run.datasets[0], settings.importance_examples
+    identity = make_identity(
+        method=fisher.METHOD, model=student.digest, windows=windows.digest, examples=examples, seed=settings.seed
+    )
+    importance = fisher.load_importance(path, identity)
+    if importance is None:
+        importance = fisher.measure_importance(student, windows, examples=examples, seed=settings.seed)
+        fisher.save_importance(path, importance, identity)
     costs = run_costs(settings, teacher.config)
     return search(
         student.config,
-        fisher.load_importance(path),
+        importance,
         costs,
         reduction=max(1.0, reduction * costs.total(student.config) / costs.total(teacher.config)),
         ffn_group=settings.ffn_group,

@@ -16,6 +16,7 @@ from bertjax.data.tokenizer import as_one_file, load_tokenizer
 from bertjax.errors import UserError
 from bertjax.model.bert import Model
 from bertjax.modeldir import store
+from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline import inputs
 from bertjax.pipeline.settings import RunSettings, TrainedStage
 from bertjax.rundir import DIRECTORIES
@@ -70,6 +71,16 @@ class Run:
         if self.settings.encoder:
             return store.model_directory(self.settings.encoder, "--encoder")
         raise UserError("--teacher or --encoder: give one of them, or use --preset demo")
+
+    def check_inputs(self) -> None:
+        """Read the data, and the config of what the teacher is made from.
+
+        Raises:
+          UserError: a file is wrong, or the windows are longer than the model's positions.
+        """
+        if not self.done("teacher"):
+            inputs.check_positions(BertConfig.from_json(self.teacher_source / "config.json"), self.settings)
+        _ = self.datasets
 
     @functools.cached_property
     def targets(self) -> Targets:
@@ -128,27 +139,29 @@ def training_data(settings: RunSettings, stage: TrainedStage, train: Dataset, va
 
 
 def train_settings(
-    settings: RunSettings, stage: TrainedStage, data: TrainingData, *, share: float = 1.0
+    settings: RunSettings, stage: TrainedStage, data: TrainingData, *, share: float = 1.0, order: int = 0
 ) -> TrainSettings:
-    """The loop's settings of a stage, for this share of its epochs."""
+    """The loop's settings of a stage, for this share of its epochs, in a data order of this number."""
     part = settings.stage(stage)
     return TrainSettings(
         steps=max(1, round(data.steps_per_epoch * part.epochs * share)),
         learning_rate=part.learning_rate,
         ema=settings.ema,
         seed=settings.seed,
+        order=order,
         evaluations=settings.evaluations,
     )
 
 
 def distill_stage(
-    run: Run, stage: Literal["distill", "qat"], student: Model, folder: Path, *, share: float = 1.0
+    run: Run, stage: Literal["distill", "qat"], student: Model, folder: Path, *, order: int, share: float = 1.0
 ) -> Model:
     """A student trained on the run's teacher.
 
     Args:
       stage: whose epochs, batches and learning rate are taken.
       folder: where checkpoints are kept.
+      order: number of the data order; each distillation of a run has its own, so that short ones read other windows.
       share: the part of the stage's epochs that is trained now.
 
     Raises:
@@ -160,7 +173,7 @@ def distill_stage(
         run.targets,
         data,
         distillation=run.settings.distillation,
-        settings=train_settings(run.settings, stage, data, share=share),
+        settings=train_settings(run.settings, stage, data, share=share, order=order),
         folder=folder,
         label=stage,
         dtype=run.settings.dtype,

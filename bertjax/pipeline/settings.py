@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, TypeVar, get_args
@@ -15,6 +16,18 @@ from bertjax.quantization.calibrators import CALIBRATORS, Calibrator
 from bertjax.training.settings import LAYER_MAPS, DistillSettings, LayerMap, TrainSettings
 
 STAGES = ("prune", "distill", "calibrate", "qat", "evaluate")  # those that --skip names
+
+# What numbers may be: at least 1, above 0, at least 0.
+_COUNTS = (
+    *("train_questions", "val_questions", "max_seq", "doc_stride", "max_query", "ffn_group", "importance_examples"),
+    *("pruning_rounds", "calibration_examples", "length_multiple"),
+    *("teacher_batch_size", "distill_batch_size", "qat_batch_size"),
+)
+_POSITIVE = ("temperature", "teacher_learning_rate", "distill_learning_rate", "qat_learning_rate")
+_NOT_NEGATIVE = (
+    *("teacher_epochs", "distill_epochs", "qat_epochs", "evaluations", "repair_examples", "cache_gib", "seed"),
+    *("label_weight", "hidden_weight", "relation_weight"),
+)
 
 TrainedStage = Literal["teacher", "distill", "qat"]
 Dtype = Literal["float32", "bfloat16"]
@@ -230,15 +243,20 @@ class RunSettings:
         Raises:
           UserError: one of them does.
         """
-        if self.length_multiple < 1:
-            raise UserError(f"--length-multiple {self.length_multiple}: must be at least 1")
-        if self.pruning_rounds < 1:
-            raise UserError(f"--pruning-rounds {self.pruning_rounds}: must be at least 1")
+        for name in _COUNTS:
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise UserError(f"--{name.replace('_', '-')} {value}: must be at least 1")
+        for name in _POSITIVE:
+            if not 0.0 < (value := getattr(self, name)) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0")
+        for name in _NOT_NEGATIVE:
+            if not 0.0 <= (value := getattr(self, name)) < math.inf:
+                raise UserError(f"--{name.replace('_', '-')} {value:g}: must not be negative")
+        for name in ("hidden_dropout", "attention_dropout"):
+            if not 0.0 <= (value := getattr(self, name)) < 1.0:
+                raise UserError(f"--{name.replace('_', '-')} {value:g}: must be at least 0 and less than 1")
         if not 0.0 <= self.ema < 1.0:
             raise UserError(f"--ema {self.ema:g}: must be at least 0 and less than 1")
-        for name in ("label_weight", "hidden_weight", "relation_weight"):
-            if getattr(self, name) < 0.0:
-                raise UserError(f"--{name.replace('_', '-')} {getattr(self, name):g}: must not be negative")
 
 
 def _part(settings: RunSettings, kind: type[Part]) -> Part:

@@ -7,27 +7,24 @@ continues from its checkpoint in `work/`.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
-from typing import Any
 
 import jax
 
-from bertjax import files, rundir
+from bertjax import rundir
 from bertjax.data.answers import write_predictions
 from bertjax.data.dataset import Dataset
-from bertjax.errors import UserError
 from bertjax.machine import describe, package_versions
 from bertjax.model.bert import BertForQuestionAnswering, Model, init_model
 from bertjax.model.inference import Evaluator
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, count_macs
 from bertjax.modeldir.tensors import count_parameters
-from bertjax.pipeline import inputs
+from bertjax.pipeline import claim, inputs
 from bertjax.pipeline.embedded import write_scratch_inputs
 from bertjax.pipeline.prune import prune
 from bertjax.pipeline.run import Run, distill_stage, train_settings, training_data
-from bertjax.pipeline.settings import RunSettings, check_goal, to_dict
+from bertjax.pipeline.settings import RunSettings, check_goal
 from bertjax.pruning.latency import read_table
 from bertjax.quantization.calibrate import quantize, record_ranges
 from bertjax.training.finetune import fine_tune
@@ -60,10 +57,16 @@ def prepare_teacher(settings: RunSettings, command: str) -> Run:
     check_goal(settings)
     if settings.latency_table:
         read_table(Path(settings.latency_table))  # an error in it is raised before the teacher is trained
-    _claim(settings)
+    claim.check_settings(settings)
     if settings.scratch is not None:
-        settings = write_scratch_inputs(settings, settings.scratch)
-    run = Run(settings, command)
+        claim.write(settings, {})
+        run = Run(write_scratch_inputs(settings, settings.scratch), command)
+    else:
+        run = Run(settings, command)
+        digests = claim.input_digests(run)
+        claim.check_inputs(settings, digests)
+        run.check_inputs()  # wrong input claims nothing
+        claim.write(settings, digests)
     if not run.done("teacher"):
         _make_teacher(run)
     _record_run(run)
@@ -71,38 +74,13 @@ def prepare_teacher(settings: RunSettings, command: str) -> Run:
     return run
 
 
-def _claim(settings: RunSettings) -> None:
-    """Write `settings.json`, or see that the one there makes the same models; stages may be scored or not."""
-    folder, wanted = Path(settings.output), _as_json(settings)
-    if recorded := rundir.read_settings(folder):
-        found = _as_json(RunSettings()) | recorded  # a field that is newer than the run
-        old, new = _what_makes_models(found), _what_makes_models(wanted)
-        changed = [name for name in new if old[name] != new[name]]
-        if changed:
-            what = ", ".join(f"{name} was {old[name]!r} and is now {new[name]!r}" for name in changed)
-            raise UserError(f"{settings.output}: holds a run with other settings ({what}); give another --output")
-        if found == wanted:
-            return
-    files.write_file_aside(folder / "settings.json", json.dumps(wanted, indent=2) + "\n")
-
-
-def _as_json(settings: RunSettings) -> dict[str, Any]:
-    return json.loads(json.dumps(to_dict(settings)))
-
-
-def _what_makes_models(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings that a run's models depend on: not whether stages are scored, nor how much disk is lent."""
-    kept = {name: value for name, value in settings.items() if name != "cache_gib"}
-    return kept | {"skip": [stage for stage in kept["skip"] if stage != "evaluate"]}
-
-
 def _record_run(run: Run) -> None:
     train, validation = run.datasets
     settings = run.settings
     data = {
-        "train_file": str(run.files.train),
-        "val_file": str(run.files.val) if run.files.val else None,
-        "eval_file": str(run.files.eval),
+        "train_file": rundir.recorded_path(run.folder, run.files.train),
+        "val_file": rundir.recorded_path(run.folder, run.files.val) if run.files.val else None,
+        "eval_file": rundir.recorded_path(run.folder, run.files.eval),
         "train_windows": len(train.windows),
         "val_windows": len(validation.windows),
         "max_seq": settings.max_seq,
@@ -156,8 +134,8 @@ def _distill(run: Run) -> None:
     with run.timed("distilled"):
         if "distill" not in run.settings.skip:
             rounds = run.settings.pruning_rounds > 1 and "prune" not in run.settings.skip
-            share = 0.5 if rounds else 1.0
-            student = distill_stage(run, "distill", student, run.folder / "work" / "distill", share=share)
+            share, order = (0.5, run.settings.pruning_rounds - 1) if rounds else (1.0, 0)
+            student = distill_stage(run, "distill", student, run.folder / "work" / "distill", order=order, share=share)
         run.save("distilled", student)
 
 
@@ -173,7 +151,8 @@ def _qat(run: Run) -> None:
     student = run.load("ptq")
     with run.timed("int8"):
         if "qat" not in run.settings.skip:
-            student = distill_stage(run, "qat", student, run.folder / "work" / "qat")
+            order = run.settings.pruning_rounds
+            student = distill_stage(run, "qat", student, run.folder / "work" / "qat", order=order)
             student = _trained_on_the_grid(student)
         run.save("int8", student)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from tqdm import tqdm
 from bertjax.data import batching
 from bertjax.data.dataset import Dataset
 from bertjax.files import write_file_aside
+from bertjax.identity import differing_parts
 from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Gates, Model, bind
 from bertjax.model.inference import padding_multiple
 from bertjax.modeldir.config import BertConfig
 from bertjax.training.losses import span_cross_entropy
 
+METHOD = 1  # revision of the measure; an importance of another one is measured anew
 BATCH_TOKENS = 4096
 LENGTH_MULTIPLE = 64
 
@@ -130,15 +133,15 @@ def measure_importance(
     )
 
 
-def save_importance(path: Path, importance: Importance) -> None:
-    """Write as `.npz`.
+def save_importance(path: Path, importance: Importance, identity: str) -> None:
+    """Write as `.npz`, with the identity of what it was measured on.
 
     Raises:
       UserError: the place cannot be written.
       WorkFailed: the disk is full.
     """
     arrays = {"attention_blocks": importance.attention_blocks, "ffn_blocks": importance.ffn_blocks}
-    arrays |= {"layers": importance.layers}
+    arrays |= {"layers": importance.layers, "identity": np.array(identity)}
     arrays |= {f"heads.{index}": value for index, value in enumerate(importance.heads)}
     arrays |= {f"ffn.{index}": value for index, value in enumerate(importance.ffn)}
     buffer = io.BytesIO()
@@ -146,14 +149,30 @@ def save_importance(path: Path, importance: Importance) -> None:
     write_file_aside(path, buffer.getvalue())
 
 
-def load_importance(path: Path) -> Importance:
-    """Read what `save_importance` wrote."""
-    with np.load(path) as file:
-        count = len(file["layers"])
-        return Importance(
-            heads=tuple(file[f"heads.{index}"] for index in range(count)),
-            ffn=tuple(file[f"ffn.{index}"] for index in range(count)),
-            attention_blocks=file["attention_blocks"],
-            ffn_blocks=file["ffn_blocks"],
-            layers=file["layers"],
-        )
+def load_importance(path: Path, identity: str | None = None) -> Importance | None:
+    """Read what `save_importance` wrote.
+
+    Args:
+      identity: that the file must have; None takes any.
+
+    Returns:
+      None, and a line that says why, where the file is of another identity or broken; None where there is no file.
+    """
+    if not path.exists():
+        return None
+    try:
+        with np.load(path) as file:
+            found, count = str(file["identity"]), len(file["layers"])
+            if identity is not None and found != identity:
+                print(f"{path}: of other {', '.join(differing_parts(found, identity))}; measured anew")
+                return None
+            return Importance(
+                heads=tuple(file[f"heads.{index}"] for index in range(count)),
+                ffn=tuple(file[f"ffn.{index}"] for index in range(count)),
+                attention_blocks=file["attention_blocks"],
+                ffn_blocks=file["ffn_blocks"],
+                layers=file["layers"],
+            )
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        print(f"{path}: broken, or of bertjax 0.1 ({type(error).__name__}: {error}); measured anew")
+        return None

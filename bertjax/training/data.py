@@ -10,6 +10,7 @@ import numpy as np
 
 from bertjax.data.batching import Batch, batch_maker, steps_per_epoch
 from bertjax.data.dataset import Dataset
+from bertjax.identity import digest_settings
 
 StepBatch = Mapping[str, np.ndarray | jax.Array]  # what a step is called with, on the host or already on the device
 
@@ -22,6 +23,11 @@ class TrainingData:
     validation: Dataset
     batch_size: int  # windows of a step
     length_multiple: int  # batches are padded to a multiple of this many tokens
+
+    @property
+    def digest(self) -> str:
+        """Digest of everything that decides the batches and the scores."""
+        return digest_settings([self.train.digest, self.validation.digest, self.batch_size, self.length_multiple])
 
     @property
     def steps_per_epoch(self) -> int:

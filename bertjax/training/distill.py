@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bertjax.identity import digest_settings
 from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Model, Params, SpanOutput, bind
 from bertjax.model.fakequant import weight_scales
 from bertjax.model.inference import Evaluator
@@ -79,7 +80,7 @@ def distill(
         return distillation_loss(output, batch, distillation, targets.layers)
 
     evaluator = Evaluator(data.validation, dtype=dtype)
-    batches = data.batches(pad_id=student.config.pad_token_id, seed=settings.seed)
+    batches = data.batches(pad_id=student.config.pad_token_id, seed=settings.data_seed)
     best = train(
         params=trained,
         loss=loss,
@@ -89,7 +90,15 @@ def distill(
         label=label,
         evaluate=lambda params: evaluator(complete(params), label="validate").score.f1,
         score_start=True,
+        belongs_to={
+            "data": data.digest,
+            "student": student.digest,
+            "teacher": digest_settings(targets.identity),
+            "loss": digest_settings(distillation),
+            "dtype": jnp.dtype(dtype).name,
+        },
     )
+    targets.keep()
     return complete(best)
 
 

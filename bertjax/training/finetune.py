@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from bertjax.identity import digest_settings
 from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Model, Params, bind
 from bertjax.model.inference import Evaluator
 from bertjax.training.data import TrainingData
@@ -44,5 +45,10 @@ def fine_tune(
         folder=folder,
         label="fine-tune",
         evaluate=lambda params: evaluator(model.with_params(params), label="validate").score.f1,
+        belongs_to={
+            "data": data.digest,
+            "shape": digest_settings(model.config.to_dict()),
+            "dtype": jnp.dtype(dtype).name,
+        },
     )
     return model.with_params(params)

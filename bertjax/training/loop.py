@@ -7,44 +7,25 @@ that was interrupted and resumed ends with the same weights as one that was not,
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import safetensors.numpy
 from tqdm import tqdm
 
 from bertjax.errors import WorkFailed
-from bertjax.files import write_file_aside
 from bertjax.model.bert import DeviceBatch, Params, as_arrays, as_params
-from bertjax.modeldir.store import Tensors
+from bertjax.training import checkpoint
+from bertjax.training.checkpoint import Checkpoint, State
 from bertjax.training.data import StepBatch
 from bertjax.training.settings import TrainSettings
+from bertjax.training.stop import stop_requests
 
 Loss = Callable[[Params, DeviceBatch, jax.Array], jax.Array]  # (trained parameters, batch, dropout key) -> scalar
-State = tuple[Params, optax.OptState, Params]  # trained parameters, optimizer state, averaged parameters or {}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """The whole state of training: `scored` is the step that was scored last, `best` the best-scoring params so far."""
-
-    step: int
-    scored: int
-    state: State
-    best_score: float
-    best: Tensors | None
-
-    def kept(self) -> Params:
-        """The parameters that are scored and returned: the averaged ones where there are any."""
-        return self.state[2] or self.state[0]
 
 
 def make_optimizer(settings: TrainSettings) -> optax.GradientTransformation:
@@ -77,6 +58,7 @@ def train(
     label: str,
     evaluate: Callable[[Params], float] | None = None,
     score_start: bool = False,
+    belongs_to: Mapping[str, str] | None = None,
 ) -> Params:
     """Train `params` and return the last weights, or the best-scoring ones if `settings.evaluations` asks for it.
 
@@ -88,48 +70,56 @@ def train(
       params: the trained arrays by name; they are not changed.
       loss: of the trained arrays, a batch and the step's dropout key; a scalar.
       make_batch: the batch of a step, 0 to steps - 1; the same for the same step.
-      folder: where checkpoints are kept; a run with the same settings continues from the one in it.
+      folder: where checkpoints are kept; the same training continues from the one in it.
       label: the progress bar's name.
       evaluate: a score to maximize, called at `settings.evaluations` evenly spaced steps, the last one included.
       score_start: score `params` themselves too, and return them unless training gives something better.
+      belongs_to: digests of what decides the batches and the loss, by name: with the settings and the start weights
+        they say whether a checkpoint is of this training.
 
     Raises:
       WorkFailed: the loss is no longer finite, or the disk is full.
+      KeyboardInterrupt, Terminated: SIGINT or SIGTERM came; the step was ended and the state is saved.
     """
     optimizer = make_optimizer(settings)
     # Buffers are donated to each step, so start from copies of the caller's arrays.
     params = {name: jnp.array(value, jnp.float32, copy=True) for name, value in params.items()}
     average = jax.tree.map(jnp.copy, params) if settings.ema else {}
-    state, identity = (params, optimizer.init(params), average), _identity(settings, params)
-    now = _restore(folder, Checkpoint(step=0, scored=-1, state=state, best_score=-np.inf, best=None), identity)
+    identity = checkpoint.training_identity(settings, params, belongs_to or {})
+    state = (params, optimizer.init(params), average)
+    now = Checkpoint(step=0, scored=-1, state=state, best_score=-np.inf, best=None)
+    now = checkpoint.restore(folder, now, identity)
     step_function = _make_step(loss, optimizer, settings)
     marks = _evaluation_steps(settings, score_start) if evaluate else set()
     saved, smooth = time.monotonic(), None
     batch: StepBatch | None = None
     bar = tqdm(total=settings.steps, initial=now.step, desc=label, unit="step", dynamic_ncols=True)
-    try:
-        while True:
-            if evaluate and now.step in marks and now.step > now.scored:
-                score = evaluate(now.kept())
-                bar.write(f"{label}: step {now.step}: {score:.2f} on the validation file")
-                now = _scored(now, score)
-            if now.step == settings.steps:
-                break
-            state, value = step_function(now.state, batch or make_batch(now.step), jnp.int32(now.step))
-            now = dataclasses.replace(now, step=now.step + 1, state=state)
-            batch = make_batch(now.step) if now.step < settings.steps else None  # while the device takes the step
-            smooth = _smooth(smooth, float(value), label, now.step)
-            bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
-            bar.update()
-            if time.monotonic() - saved > settings.checkpoint_seconds:
-                _save(folder, now, identity)
-                saved = time.monotonic()
-    except KeyboardInterrupt:
-        _save(folder, now, identity)
-        raise
-    finally:
-        bar.close()
-    _save(folder, now, identity)
+    with stop_requests() as stop:
+        try:
+            while True:
+                stop.check()
+                if evaluate and now.step in marks and now.step > now.scored:
+                    with stop.at_once():
+                        score = evaluate(now.kept())
+                    bar.write(f"{label}: step {now.step}: {score:.2f} on the validation file")
+                    now = _scored(now, score)
+                if now.step == settings.steps:
+                    break
+                state, value = step_function(now.state, batch or make_batch(now.step), jnp.int32(now.step))
+                now = dataclasses.replace(now, step=now.step + 1, state=state)
+                batch = make_batch(now.step) if now.step < settings.steps else None  # while the device takes the step
+                smooth = _smooth(smooth, float(value), label, now.step)
+                bar.set_postfix(loss=f"{smooth:.3f}", refresh=False)
+                bar.update()
+                if time.monotonic() - saved > settings.checkpoint_seconds:
+                    checkpoint.save(folder, now, identity)
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            checkpoint.save(folder, now, identity)
+            raise
+        finally:
+            bar.close()
+        checkpoint.save(folder, now, identity)
     return as_params(now.best or now.kept())
 
 
@@ -159,50 +149,11 @@ def _scored(now: Checkpoint, score: float) -> Checkpoint:
 
 def _smooth(average: float | None, value: float, label: str, step: int) -> float:
     if not np.isfinite(value):
-        raise WorkFailed(f"{label}: the loss is {value} at step {step}; lower the learning rate")
+        mend = "the start weights or the data give it" if average is None else "lower the learning rate"
+        raise WorkFailed(f"{label}: the loss is {value} at step {step}; {mend}")
     return value if average is None else 0.98 * average + 0.02 * value
 
 
 def _evaluation_steps(settings: TrainSettings, score_start: bool) -> set[int]:
     marks = {round(settings.steps * (i + 1) / settings.evaluations) for i in range(settings.evaluations)}
     return marks | {0} if marks and score_start else marks - {0}
-
-
-def _identity(settings: TrainSettings, params: Params) -> str:
-    """Digest of the settings and shapes that a checkpoint must have to be continued."""
-    fields = dataclasses.asdict(settings) | {"checkpoint_seconds": None}
-    if not settings.ema:
-        del fields["ema"]  # so that checkpoints from before this field are continued
-    shapes = {name: value.shape for name, value in sorted(params.items())}
-    return hashlib.sha256(json.dumps([fields, shapes]).encode()).hexdigest()
-
-
-def _save(folder: Path, checkpoint: Checkpoint, identity: str) -> None:
-    leaves = jax.tree.leaves(checkpoint.state)
-    arrays: Tensors = {f"state.{index}": np.asarray(leaf) for index, leaf in enumerate(leaves)}
-    arrays |= {f"best.{name}": value for name, value in (checkpoint.best or {}).items()}
-    about: dict[str, Any] = {"step": checkpoint.step, "scored": checkpoint.scored, "identity": identity}
-    about["best_score"] = float(checkpoint.best_score)
-    content = safetensors.numpy.save(arrays, metadata={"about": json.dumps(about)})
-    write_file_aside(folder / "checkpoint.safetensors", content)
-
-
-def _restore(folder: Path, fresh: Checkpoint, identity: str) -> Checkpoint:
-    """The checkpoint of this very run in `folder`, or `fresh` if there is none."""
-    path = folder / "checkpoint.safetensors"
-    if not path.exists():
-        return fresh
-    with safetensors.safe_open(path, framework="numpy") as file:
-        about = json.loads(file.metadata()["about"])
-        if about["identity"] != identity:
-            return fresh
-        leaves, tree = jax.tree.flatten(fresh.state)
-        state = [jnp.asarray(file.get_tensor(f"state.{index}")) for index in range(len(leaves))]
-        best = {name[5:]: file.get_tensor(name) for name in file.keys() if name.startswith("best.")}  # noqa: SIM118
-    return Checkpoint(
-        step=about["step"],
-        scored=about.get("scored", about["step"]),  # absent in checkpoints from before this field
-        state=jax.tree.unflatten(tree, state),
-        best_score=about["best_score"],
-        best=best or None,
-    )

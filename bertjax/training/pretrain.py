@@ -18,6 +18,7 @@ from bertjax.data.masking import MASKED_SHARE, Vocabulary, masked_batch
 from bertjax.data.text import Corpus, read_texts
 from bertjax.data.tokenizer import load_tokenizer
 from bertjax.data.vocabulary import write_vocabulary
+from bertjax.identity import digest_arrays, digest_settings
 from bertjax.model.bert import DeviceBatch, Model, Params, bind
 from bertjax.model.masked_lm import BertForMaskedLM, fan_in_model
 from bertjax.modeldir.config import INPUTS, BertConfig
@@ -70,8 +71,19 @@ def pretrain(
         settings=settings,
         folder=folder,
         label="pretrain",
+        belongs_to={
+            "data": _corpus_digest(corpus, batch_size),
+            "tokenizer": digest_settings(tokenizer.to_str()),
+            "shape": digest_settings(model.config.to_dict()),
+        },
     )
     return model.with_params(params)
+
+
+def _corpus_digest(corpus: Corpus, batch_size: int) -> str:
+    rows = np.concatenate(corpus.rows) if len(corpus.rows) else np.empty(0, np.int32)
+    seconds, sizes = np.array(corpus.seconds), np.array([batch_size, corpus.longest])
+    return digest_arrays({"rows": rows, "lengths": corpus.lengths, "seconds": seconds, "sizes": sizes})
 
 
 def _batch_maker(corpus: Corpus, vocabulary: Vocabulary, *, batch_size: int, seed: int) -> Callable[[int], Batch]:

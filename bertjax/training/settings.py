@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+import numpy as np
+
 LayerMap = Literal["fixed", "dynamic"]
 LAYER_MAPS: tuple[str, ...] = get_args(LayerMap)
 
@@ -20,8 +22,16 @@ class TrainSettings:
     clip_norm: float = 1.0  # of the global gradient
     ema: float = 0.0  # decay of the averaged weights, which are then scored and returned; 0: no average
     seed: int = 0
+    order: int = 0  # number of the data order: each distillation of a run draws its own
     evaluations: int = 0  # how often to score on the validation file; 0: the last weights are returned
     checkpoint_seconds: float = 120.0
+
+    @property
+    def data_seed(self) -> int:
+        """The seed of the data order."""
+        if not self.order:
+            return self.seed
+        return int(np.random.SeedSequence((self.seed, self.order)).generate_state(1)[0])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

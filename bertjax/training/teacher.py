@@ -9,8 +9,13 @@ read back, so that a resumed run sees the same numbers.
 from __future__ import annotations
 
 import dataclasses
+import errno
+import io
+import math
 import mmap
+import os
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,10 +27,17 @@ from jax.typing import DTypeLike
 
 from bertjax.data.batching import Batch
 from bertjax.data.dataset import Dataset
-from bertjax.files import claim_disk, disk_error
+from bertjax.files import claim_disk, disk_error, write_file_aside
+from bertjax.identity import differing_parts, make_identity
 from bertjax.model.bert import BertForQuestionAnswering, DeviceBatch, Model, as_arrays, bind
 from bertjax.modeldir.config import INPUTS
 from bertjax.training.data import StepBatch
+
+METHOD = 1  # revision of what a teacher's outputs are
+KEEP_SECONDS = 60.0  # between two times that what was computed is brought to the disk
+_IDENTITY = "identity.txt"
+
+Forms = dict[str, tuple[int, ...]]  # shape of each array
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -44,8 +56,10 @@ class Targets:
     `teacher_hidden`, float16 [layers, B, S, D]. The batch must hold `rows`, the indexes of its windows.
     """
 
+    identity: str  # of the teacher, the windows and the form of the outputs
     layers: tuple[int, ...]  # 1-based
     add: Callable[[Batch], StepBatch]
+    keep: Callable[[], None]  # bring what was computed to the disk; it is also done every now and then
 
 
 def cache_bytes(teacher: Teacher, dataset: Dataset) -> int:
@@ -58,7 +72,8 @@ def make_targets(teacher: Teacher, dataset: Dataset, *, cache: Path | None, dtyp
 
     Args:
       cache: the folder that keeps the outputs, in a folder of its own for every choice of layers, or None to compute
-        them anew for every batch; they then stay on the device, so that an accelerator is not slowed by copies.
+        them anew for every batch; they then stay on the device, so that an accelerator is not slowed by copies. What
+        is there of another teacher or of other windows, or is not whole, is said and begun anew.
       dtype: of the teacher's activations.
 
     Raises:
@@ -79,10 +94,22 @@ def make_targets(teacher: Teacher, dataset: Dataset, *, cache: Path | None, dtyp
         outputs: dict[str, jax.Array] = forward(teacher.model, {name: batch[name] for name in INPUTS})
         return outputs
 
+    identity = make_identity(
+        method=METHOD,
+        teacher=teacher.model.digest,
+        windows=dataset.digest,
+        layers="-".join(map(str, teacher.layers)),
+        dtype=jnp.dtype(dtype).name,
+    )
     if cache is None:
-        return Targets(layers=teacher.layers, add=lambda batch: {**batch, **compute(batch)})
+        return Targets(
+            identity=identity,
+            layers=teacher.layers,
+            add=lambda batch: {**batch, **compute(batch)},
+            keep=lambda: None,
+        )
     kept = f"layers-{'-'.join(map(str, teacher.layers))}" if teacher.layers else "logits"
-    store = _Store(cache / kept, dataset.lengths, len(teacher.layers), teacher.model.config.hidden_size)
+    store = _Store(cache / kept, identity, dataset.lengths, len(teacher.layers), teacher.model.config.hidden_size)
 
     def read_or_compute(batch: Batch) -> Batch:
         rows = batch["rows"]
@@ -90,32 +117,82 @@ def make_targets(teacher: Teacher, dataset: Dataset, *, cache: Path | None, dtyp
             store.write(rows, as_arrays(compute(batch)))
         return batch | store.read(rows, batch["input_ids"].shape[1])
 
-    return Targets(layers=teacher.layers, add=read_or_compute)
+    return Targets(identity=identity, layers=teacher.layers, add=read_or_compute, keep=store.keep)
 
 
 class _Store:
-    """Memory-mapped arrays over all tokens of all windows, and one byte per window that says it is filled."""
+    """Memory-mapped arrays over all tokens of all windows, and one byte per window that says it is filled.
 
-    def __init__(self, folder: Path, lengths: np.ndarray, layers: int, size: int):
-        self.lengths, self.begins = lengths, np.concatenate([[0], np.cumsum(lengths)])
-        tokens, count = int(self.begins[-1]), len(lengths)
-        forms: dict[str, tuple[tuple[int, ...], type]]
-        forms = {"done": ((count,), np.uint8), "logits": ((2, tokens), np.float16)}
+    The bytes are written after the outputs that they vouch for have reached the disk, so that after a power failure
+    no window counts as filled whose outputs are lost; those are computed again.
+    """
+
+    def __init__(self, folder: Path, identity: str, lengths: np.ndarray, layers: int, size: int):
+        self.folder, self.lengths, self.begins = folder, lengths, np.concatenate([[0], np.cumsum(lengths)])
+        tokens = int(self.begins[-1])
+        forms: dict[str, tuple[int, ...]] = {"logits": (2, tokens)}
         if layers:
-            forms["hidden"] = ((layers, tokens, size), np.float16)
+            forms["hidden"] = (layers, tokens, size)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            needed = tokens * 2 * (2 + layers * size)
-            present = sum(file.stat().st_size for file in folder.glob("*.npy"))
-            if shutil.disk_usage(folder).free + present < needed:
-                raise OSError(28, "No space left on device")
-            arrays = {name: _open(folder / f"{name}.npy", *form) for name, form in forms.items()}
+            arrays, self.done = self._open(identity, forms) or self._make(identity, forms)
         except OSError as error:
             raise disk_error(folder, error) from None
-        self.done, self.logits, self.hidden = arrays["done"], arrays["logits"], arrays.get("hidden")
+        self.logits, self.hidden = arrays["logits"], arrays.get("hidden")
+        self._kept_at, self._is_kept = time.monotonic(), True
         if self.hidden is not None:
             # The kernel is not to read ahead around touched pages: `_ask_for` names all that is needed.
             _mapping(self.hidden).madvise(mmap.MADV_RANDOM)
+
+    def _open(self, identity: str, forms: Forms) -> tuple[dict[str, np.memmap], np.ndarray] | None:
+        """What is kept of this identity; None, and a line, if it is of another one or not whole."""
+        if not (self.folder / _IDENTITY).exists():
+            return None
+        found = (self.folder / _IDENTITY).read_text(encoding="utf-8", errors="replace").strip()
+        if found != identity:
+            print(f"{self.folder}: of other {', '.join(differing_parts(found, identity))}; computed anew")
+            return None
+        try:
+            arrays = {name: np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r+") for name in forms}
+            done = np.load(self.folder / "done.npy")
+        except (OSError, ValueError) as error:
+            print(f"{self.folder}: not whole ({error}); computed anew")
+            return None
+        fits = all(arrays[name].shape == form and arrays[name].dtype == np.float16 for name, form in forms.items())
+        if not fits or done.shape != self.lengths.shape or done.dtype != np.uint8:
+            print(f"{self.folder}: of another size; computed anew")
+            return None
+        return arrays, done
+
+    def _make(self, identity: str, forms: Forms) -> tuple[dict[str, np.memmap], np.ndarray]:
+        shutil.rmtree(self.folder, ignore_errors=True)
+        self.folder.mkdir(parents=True)
+        needed = sum(2 * math.prod(form) for form in forms.values())
+        if shutil.disk_usage(self.folder).free < needed:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        arrays = {}
+        for name, form in forms.items():
+            path = self.folder / f"{name}.npy"
+            arrays[name] = np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=form)
+            claim_disk(path)
+        done = np.zeros(self.lengths.shape, np.uint8)
+        self._write_done(done)
+        write_file_aside(self.folder / _IDENTITY, f"{identity}\n")
+        return arrays, done
+
+    def _write_done(self, done: np.ndarray) -> None:
+        buffer = io.BytesIO()
+        np.save(buffer, done)
+        write_file_aside(self.folder / "done.npy", buffer.getvalue())
+
+    def keep(self) -> None:
+        """Bring the outputs to the disk, and then the word that they are there."""
+        if self._is_kept:
+            return
+        for array in (self.logits, self.hidden):
+            if array is not None:
+                array.flush()
+        self._write_done(self.done)
+        self._kept_at, self._is_kept = time.monotonic(), True
 
     def holds(self, rows: np.ndarray) -> bool:
         return bool(self.done[rows].all())
@@ -127,7 +204,9 @@ class _Store:
             self.logits[1, begin : begin + length] = outputs["teacher_end"][place, :length]
             if self.hidden is not None:
                 self.hidden[:, begin : begin + length] = outputs["teacher_hidden"][:, place, :length]
-        self.done[rows] = 1
+        self.done[rows], self._is_kept = 1, False
+        if time.monotonic() - self._kept_at > KEEP_SECONDS or self.done.all():
+            self.keep()
 
     def read(self, rows: np.ndarray, length: int) -> Batch:
         shape = (len(rows), length)
@@ -162,14 +241,3 @@ def _mapping(array: np.memmap) -> mmap.mmap:
     """The memory map under an array."""
     base: Any = array.base
     return base
-
-
-def _open(path: Path, shape: tuple[int, ...], dtype: type) -> np.memmap:
-    """The array kept in `path`; made anew (all zero, so nothing done) if it is absent or of another shape."""
-    if path.exists():
-        found = np.lib.format.open_memmap(path, mode="r+")
-        if found.shape == shape and found.dtype == dtype:
-            return found
-    made = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    claim_disk(path)
-    return made

@@ -19,8 +19,9 @@ from bertjax.identity import digest_file, digest_folder
 from bertjax.machine import package_versions
 from bertjax.mlperf import session
 from bertjax.mlperf.logs import read_accuracy
-from bertjax.mlperf.result import SUMMARY, Result, digest_model
+from bertjax.mlperf.result import SUMMARY, Result
 from bertjax.mlperf.session import SessionSettings
+from bertjax.modeldir import store
 
 PERFORMANCE, ACCURACY = MODES = ("PerformanceOnly", "AccuracyOnly")
 FACTS = ("backend", "description", "layout")  # of summary.json, that a tree tells
@@ -90,7 +91,7 @@ def collect_runs(
             f"--collect {folder}: no logs in {names}; make each with python serve/loadgen.py --logs {folder}"
             " --scenario ... --mode ..., or leave scenarios out with --scenarios"
         )
-    digests = {"model": digest_model(model), "data": digest_file(data)}
+    digests = {"model": store.digest(model), "data": digest_file(data)}
     said = {key: _read_origin(path, key, digests) for key, path in found.items()}
     dataset = read_dataset(data, model, windows)
     return [
