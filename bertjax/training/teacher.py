@@ -154,7 +154,7 @@ class _Store:
         try:
             arrays = {name: np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r+") for name in forms}
             done = np.load(self.folder / "done.npy")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             print(f"{self.folder}: not whole ({error}); computed anew")
             return None
         fits = all(arrays[name].shape == form and arrays[name].dtype == np.float16 for name, form in forms.items())

@@ -150,3 +150,25 @@ def test_flags_are_numbers_names_and_lists_as_the_fields_are():
 def test_numbers_that_make_no_sense_are_refused_by_their_flag(field: str, value: float, told: str):
     with pytest.raises(UserError, match=told):
         RunSettings(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "told"),
+    [
+        ("train_questions", 0, "must be at least 1"),
+        ("val_questions", 0, "must be at least 1"),
+        ("max_seq", -3, "must be at least 1"),
+        ("distill_batch_size", 0, "must be at least 1"),
+        ("calibration_examples", 0, "must be at least 1"),
+        ("teacher_epochs", -1.0, "must not be negative"),
+        ("qat_epochs", float("nan"), "must not be negative"),
+        ("cache_gib", -1.0, "must not be negative"),
+        ("seed", -1, "must not be negative"),
+        ("temperature", 0.0, "must be above 0"),
+        ("distill_learning_rate", float("inf"), "must be above 0"),
+        ("attention_dropout", 1.0, "must be at least 0 and less than 1"),
+    ],
+)
+def test_counts_rates_and_shares_have_their_bounds(field: str, value: float, told: str):
+    with pytest.raises(UserError, match=f"--{field.replace('_', '-')} .*: {told}"):
+        RunSettings(**{field: value})

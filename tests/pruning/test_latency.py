@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import types
 from pathlib import Path
 
 import numpy as np
@@ -12,11 +13,12 @@ import pytest
 from bertjax.errors import UserError
 from bertjax.model.bert import Model
 from bertjax.modeldir.config import BertConfig
+from bertjax.pipeline import prune
 from bertjax.pipeline.prune import make_plan
 from bertjax.pipeline.run import Run
 from bertjax.pipeline.settings import RunSettings
 from bertjax.pruning import latency
-from bertjax.pruning.importance import Importance, save_importance
+from bertjax.pruning.importance import Importance
 from tests.models import QUANTIZATION
 
 CONFIG = BertConfig.dense(vocab_size=5000, hidden_size=32, num_layers=3, heads=4, ffn=256)
@@ -133,7 +135,7 @@ def test_a_table_of_another_model_is_refused(change: dict[str, int]):
     np.testing.assert_allclose(smaller.ffn, FFN[:129])
 
 
-def test_a_run_keeps_what_the_table_allows(tmp_path: Path):
+def test_a_run_keeps_what_the_table_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     latency.write_table(tmp_path / "t.json", _table())
     random, layers = np.random.default_rng(0), len(CONFIG.layers)
     importance = Importance(
@@ -143,11 +145,12 @@ def test_a_run_keeps_what_the_table_allows(tmp_path: Path):
         ffn_blocks=random.random(layers),
         layers=random.random(layers),
     )
-    save_importance(tmp_path / "importance.npz", importance)
+    monkeypatch.setattr(prune.fisher, "measure_importance", lambda *model, **settings: importance)
+    monkeypatch.setattr(Run, "datasets", (types.SimpleNamespace(digest="windows"), None))
     settings = RunSettings(
         latency_table=str(tmp_path / "t.json"), latency_reduction=2.0, ffn_group=8, cache=str(tmp_path)
     )
-    teacher = Model(config=CONFIG, params={})  # its importance is known: nothing looks at the parameters
+    teacher = Model(config=CONFIG, params={})  # no gradient is taken: nothing looks at the parameters
     student = make_plan(Run(settings, ""), teacher).config(CONFIG)
     assert _seconds(CONFIG) / _seconds(student) == pytest.approx(2.0, rel=0.02)
     other = dataclasses.replace(settings, quantize_also=("residual",))

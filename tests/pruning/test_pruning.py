@@ -109,8 +109,9 @@ def test_importance_is_the_mean_square_of_each_windows_own_gradient(tmp_path: Pa
     dataset = _dataset(np.random.default_rng(0), sizes, [number != 1 for number in range(9)])
     model = _sharp_model(5)
     measured = measure_importance(model, dataset, examples=3, seed=2)
-    save_importance(tmp_path / "importance.npz", measured)
-    found = load_importance(tmp_path / "importance.npz")
+    save_importance(tmp_path / "importance.npz", measured, "data=1 seed=2")
+    found = load_importance(tmp_path / "importance.npz", "data=1 seed=2")
+    assert found is not None
     drawn = np.random.default_rng(2).permutation(np.array([0, *range(2, 9)]))[:3]  # of those that hold their answer
     gradient = jax.jit(lambda batch: gate_gradients(model, batch))
     each = [gradient(collate(dataset.windows, [row], 24)) for row in drawn]
@@ -284,3 +285,15 @@ def test_the_cut_model_is_the_masked_model(heads: tuple, ffn: tuple):
 
 def _indexes(kept: list[int]) -> np.ndarray:
     return np.array(kept, np.int64)
+
+
+def test_an_importance_of_another_identity_or_cut_short_is_said_and_not_taken(tmp_path: Path, capsys):
+    path, zeros = tmp_path / "importance.npz", np.zeros(1)
+    found = Importance(heads=(zeros,), ffn=(zeros,), attention_blocks=zeros, ffn_blocks=zeros, layers=zeros)
+    assert load_importance(path, "data=1") is None and capsys.readouterr().out == ""
+    save_importance(path, found, "data=1 seed=2")
+    assert load_importance(path, "data=3 seed=2") is None
+    assert "of other data; measured anew" in capsys.readouterr().out
+    path.write_bytes(path.read_bytes()[:-30])
+    assert load_importance(path, "data=1 seed=2") is None
+    assert "importance.npz: broken" in capsys.readouterr().out

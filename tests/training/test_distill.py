@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -88,6 +89,44 @@ def test_a_cache_of_other_windows_is_made_anew(tmp_path: Path, dataset, teacher)
     make_targets(teacher, fewer, cache=tmp_path)
     found = make_targets(teacher, dataset, cache=tmp_path).add(batch)
     np.testing.assert_array_equal(found["teacher_hidden"], wanted["teacher_hidden"])
+
+
+def test_outputs_of_another_teacher_or_not_whole_are_said_and_computed_anew(tmp_path: Path, dataset, teacher, capsys):
+    batch = batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=12, multiple=32, seed=0)(0)
+    wanted = make_targets(teacher, dataset, cache=None).add(batch)
+    other = dataclasses.replace(teacher, model=init_model(BertForQuestionAnswering, CONFIG, seed=8))
+    make_targets(other, dataset, cache=tmp_path).add(batch)
+    (folder,) = tmp_path.iterdir()
+    for spoil, told in (
+        (lambda: None, "of other teacher; computed anew"),
+        (lambda: os.truncate(folder / "hidden.npy", (folder / "hidden.npy").stat().st_size // 2), "not whole"),
+        (lambda: (folder / "logits.npy").unlink(), "not whole"),
+        (lambda: (folder / "done.npy").write_bytes(b""), "not whole"),
+        (lambda: shutil.copyfile(folder / "logits.npy", folder / "hidden.npy"), "of another size"),
+    ):
+        spoil()
+        found = make_targets(teacher, dataset, cache=tmp_path).add(batch)
+        assert told in capsys.readouterr().out
+        real = batch["attention_mask"] > 0
+        np.testing.assert_array_equal(found["teacher_hidden"][:, real], wanted["teacher_hidden"][:, real])
+
+
+def test_outputs_count_only_once_they_are_on_the_disk(tmp_path: Path, dataset, teacher):
+    """A writer that is killed, or a power failure, may lose outputs, and never leaves zeros that count as such."""
+    batch = batch_maker(dataset, pad_id=CONFIG.pad_token_id, batch_size=4, multiple=32, seed=0)(0)
+    targets = make_targets(teacher, dataset, cache=tmp_path)
+    targets.add(batch)
+    (folder,) = tmp_path.iterdir()
+    assert np.load(folder / "done.npy").sum() == 0
+    targets.keep()
+    assert np.load(folder / "done.npy").sum() == 4
+
+
+def test_each_distillation_reads_the_windows_in_its_own_order(dataset):
+    orders = [TrainSettings(steps=1, learning_rate=1.0, seed=3, order=order).data_seed for order in (0, 1, 2)]
+    data = TrainingData(train=dataset, validation=dataset, batch_size=4, length_multiple=32)
+    first = [tuple(data.batches(pad_id=0, seed=seed)(0)["rows"]) for seed in orders]
+    assert orders[0] == 3 and len(set(first)) == 3
 
 
 def test_distilling_moves_a_student_towards_its_teacher(tmp_path: Path, dataset, teacher):

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -11,9 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors
+import safetensors.numpy
 
 from bertjax.errors import WorkFailed
 from bertjax.model.bert import as_arrays
+from bertjax.programs import Terminated
 from bertjax.training.loop import make_optimizer, train
 from bertjax.training.settings import TrainSettings
 
@@ -124,18 +130,104 @@ def test_a_checkpoint_is_written_every_so_many_seconds(tmp_path: Path, seconds: 
     assert served == list(range(first, 12))
 
 
-def test_a_checkpoint_belongs_to_its_settings_and_shapes_as_it_always_did(tmp_path: Path):
-    """The digest keeps checkpoints of earlier versions going: it may not change."""
-    train(params=_start(), loss=_loss, make_batch=_batch, settings=SETTINGS, folder=tmp_path, label="test")
-    with safetensors.safe_open(tmp_path / "checkpoint.safetensors", framework="numpy") as file:
-        about = json.loads(file.metadata()["about"])
-    assert about["step"] == 12 and about["scored"] == -1
-    assert about["identity"] == "b29f645524d151b1665912bc5bd6640f461219aee100d7479871f8c0588c25f8"
+OTHERS = {
+    "shapes": ("start", {"params": _start() | {"dense.bias": jnp.ones((1, 3))}}),
+    "start weights": ("start", {"params": _start() | {"dense.bias": jnp.zeros(3)}}),
+    "data": ("data", {"belongs_to": {"data": "b"}}),
+    "settings": ("settings", {"settings": dataclasses.replace(SETTINGS, learning_rate=0.01)}),
+    "order": ("settings", {"settings": dataclasses.replace(SETTINGS, order=1)}),
+}
+
+
+@pytest.mark.parametrize("change", OTHERS)
+def test_a_checkpoint_of_another_training_is_said_and_not_continued(tmp_path: Path, change: str, capsys):
+    part, other = OTHERS[change]
+    run = dict(params=_start(), loss=_loss, settings=SETTINGS, folder=tmp_path, label="t", belongs_to={"data": "a"})
     served: list[int] = []
-    wider = _start() | {"dense.bias": jnp.ones((1, 3))}
-    make_batch = lambda step: served.append(step) or _batch(step)  # noqa: E731
-    train(params=wider, loss=_loss, make_batch=make_batch, settings=SETTINGS, folder=tmp_path, label="test")
-    assert served == list(range(12))
+    for each in (run, run, run | other):
+        train(make_batch=lambda step: served.append(step) or _batch(step), **each)
+    assert served == [*range(12), *range(12)]  # the second one had nothing to do
+    assert f"checkpoint.safetensors: of other {part}; training begins anew" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("spoil", ["cut short", "empty", "of bertjax 0.1", "without a leaf"])
+def test_a_broken_checkpoint_is_said_and_training_begins_anew(tmp_path: Path, spoil: str, capsys):
+    run = dict(params=_start(), loss=_loss, settings=SETTINGS, folder=tmp_path, label="t")
+    wanted = train(make_batch=_batch, **run)
+    path = tmp_path / "checkpoint.safetensors"
+    with safetensors.safe_open(path, framework="numpy") as file:
+        about, leaves = json.loads(file.metadata()["about"]), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    if spoil in ("cut short", "empty"):
+        path.write_bytes(path.read_bytes()[: -20 if spoil == "cut short" else 0])
+    else:
+        about["identity"] = "b29f" * 16 if spoil == "of bertjax 0.1" else about["identity"]
+        leaves.pop("state.0")
+        safetensors.numpy.save_file(leaves, path, metadata={"about": json.dumps(about)})
+    found = train(make_batch=_batch, **run)
+    assert "training begins anew" in capsys.readouterr().out
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(value, found[name])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("place", ["batch", "step", "evaluation"])
+def test_a_signal_at_any_place_saves_and_the_run_ends_with_the_same_weights(tmp_path: Path, number: int, place: str):
+    settings = dataclasses.replace(SETTINGS, evaluations=3)
+
+    def score(params):
+        return -float(jnp.abs(params["dense.bias"]).sum())
+
+    def loss(params, batch, key):
+        jax.debug.callback(lambda: place == "step" and len(sent) == 5 and send())
+        return _loss(params, batch, key)
+
+    sent: list[int] = []
+
+    def send():
+        os.kill(os.getpid(), number)
+
+    def batch(step: int):
+        sent.append(step)
+        if place == "batch" and step == 5:
+            send()
+        return _batch(step)
+
+    def evaluate(params):
+        if place == "evaluation" and not done:
+            done.append(True)
+            send()
+        return score(params)
+
+    done: list[bool] = []
+    run = dict(params=_start(), loss=loss, settings=settings, label="t")
+    wanted = train(make_batch=_batch, evaluate=score, folder=tmp_path / "whole", **run)
+    before = signal.getsignal(number)
+    with pytest.raises(Terminated if number == signal.SIGTERM else KeyboardInterrupt):
+        train(make_batch=batch, evaluate=evaluate, folder=tmp_path / "cut", **run)
+    assert signal.getsignal(number) == before and 0 < len(sent) < 12
+    served: list[int] = []
+    found = train(
+        make_batch=lambda step: served.append(step) or _batch(step), evaluate=score, folder=tmp_path / "cut", **run
+    )
+    assert served[0] >= 4  # nothing that was done is done again
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(value, found[name])
+
+
+def test_a_second_signal_ends_the_process_at_once(tmp_path: Path):
+    """A step that never ends, in a process of its own."""
+    program = f"""
+import os, signal, pathlib
+from bertjax.training.stop import stop_requests
+with stop_requests() as stop:
+    os.kill(os.getpid(), signal.SIGTERM)
+    pathlib.Path({str(tmp_path / "first")!r}).touch()
+    os.kill(os.getpid(), signal.SIGTERM)
+    pathlib.Path({str(tmp_path / "second")!r}).touch()
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 143 and (tmp_path / "first").exists() and not (tmp_path / "second").exists()
+    assert "stopping after this step" in done.stderr and "stopped at once" in done.stderr
 
 
 def test_a_checkpoint_of_other_settings_is_not_continued(tmp_path: Path):
@@ -255,7 +347,7 @@ def test_the_average_follows_its_formula_and_survives_an_interrupt(tmp_path: Pat
 
 
 def test_an_infinite_loss_ends_the_run(tmp_path: Path):
-    with pytest.raises(WorkFailed, match="lower the learning rate"):
+    with pytest.raises(WorkFailed, match="loss is inf at step 1; the start weights or the data give it"):
         train(
             params=_start(),
             loss=lambda params, batch, key: params["dense.bias"].sum() / 0.0,
