@@ -152,6 +152,8 @@ class _Store:
             print(f"{self.folder}: of other {', '.join(differing_parts(found, identity))}; computed anew")
             return None
         try:
+            for name in forms:  # a file that is too short is lengthened with zeros where it is opened for writing
+                np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r")
             arrays = {name: np.lib.format.open_memmap(self.folder / f"{name}.npy", mode="r+") for name in forms}
             done = np.load(self.folder / "done.npy")
         except (OSError, ValueError, EOFError) as error:

@@ -75,7 +75,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_table(folder / "latency.json", table)
     whole, heads, units = np.array([2.0]), np.array([100.0, 500.0]), np.arange(1.0, 33.0)
     importance = Importance(heads=(heads,), ffn=(units,), attention_blocks=whole, ffn_blocks=whole, layers=whole)
-    save_importance(folder / "run" / "work" / "importance.npz", importance)
+    save_importance(folder / "run" / "work" / "importance.npz", importance, "made=here")
     return folder
 
 
