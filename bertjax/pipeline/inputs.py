@@ -14,7 +14,6 @@ from bertjax.data.squad import Example, read_squad
 from bertjax.data.tokenizer import load_tokenizer, tokenizer_size
 from bertjax.errors import UserError
 from bertjax.modeldir.check import check_config, check_model
-from bertjax.modeldir.config import BertConfig
 from bertjax.modeldir.tensors import encoder_shapes, question_answering_shapes
 from bertjax.pipeline.settings import RunSettings
 
@@ -96,13 +95,3 @@ def fitting_tokenizer(directory: Path, settings: RunSettings, *, encoder: bool) 
     shapes = encoder_shapes if encoder else question_answering_shapes
     check_model(directory, tokenizer_size=tokenizer_size(tokenizer), floating_point=True, shapes=shapes)
     return tokenizer
-
-
-def check_positions(config: BertConfig, settings: RunSettings) -> None:
-    """See that a model has enough positions for the settings' windows.
-
-    Raises:
-      UserError: it has not.
-    """
-    if settings.max_seq > config.max_position_embeddings:
-        raise UserError(f"--max-seq {settings.max_seq}: the model has {config.max_position_embeddings} positions")

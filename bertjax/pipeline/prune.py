@@ -12,7 +12,6 @@ from bertjax.errors import UserError
 from bertjax.identity import make_identity
 from bertjax.model.bert import Model
 from bertjax.modeldir.config import BertConfig
-from bertjax.pipeline import inputs
 from bertjax.pipeline.kept import draw_kept, kept_table
 from bertjax.pipeline.run import Run, distill_stage
 from bertjax.pipeline.settings import RunSettings
@@ -32,7 +31,6 @@ def prune(run: Run) -> None:
       WorkFailed: distillation between rounds failed, or the disk is full.
     """
     teacher = student = run.load("teacher")
-    inputs.check_positions(teacher.config, run.settings)
     if "prune" in run.settings.skip:
         with run.timed("pruned"):
             run.save("pruned", teacher)

@@ -16,7 +16,6 @@ from bertjax.data.tokenizer import as_one_file, load_tokenizer
 from bertjax.errors import UserError
 from bertjax.model.bert import Model
 from bertjax.modeldir import store
-from bertjax.modeldir.config import BertConfig
 from bertjax.pipeline import inputs
 from bertjax.pipeline.settings import RunSettings, TrainedStage
 from bertjax.rundir import DIRECTORIES
@@ -73,13 +72,11 @@ class Run:
         raise UserError("--teacher or --encoder: give one of them, or use --preset demo")
 
     def check_inputs(self) -> None:
-        """Read the data, and the config of what the teacher is made from.
+        """Read the data, with the tokenizer of a model that fits the settings.
 
         Raises:
-          UserError: a file is wrong, or the windows are longer than the model's positions.
+          UserError: a file is wrong, or the teacher, or what it is made from, does not fit.
         """
-        if not self.done("teacher"):
-            inputs.check_positions(BertConfig.from_json(self.teacher_source / "config.json"), self.settings)
         _ = self.datasets
 
     @functools.cached_property

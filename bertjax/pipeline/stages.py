@@ -20,7 +20,7 @@ from bertjax.model.inference import Evaluator
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig, count_macs
 from bertjax.modeldir.tensors import count_parameters
-from bertjax.pipeline import claim, inputs
+from bertjax.pipeline import claim
 from bertjax.pipeline.embedded import write_scratch_inputs
 from bertjax.pipeline.prune import prune
 from bertjax.pipeline.run import Run, distill_stage, train_settings, training_data
@@ -111,13 +111,11 @@ def fine_tune_encoder(
       folder: where checkpoints are kept.
 
     Raises:
-      UserError: the encoder has too few positions for the windows.
       WorkFailed: the loss is no longer finite, or the disk is full.
     """
     config = dataclasses.replace(
         encoder.config, hidden_dropout=settings.hidden_dropout, attention_dropout=settings.attention_dropout
     )
-    inputs.check_positions(config, settings)
     fresh = init_model(BertForQuestionAnswering, config, seed=settings.seed)
     data = training_data(settings, "teacher", train, validation)
     return fine_tune(

@@ -79,7 +79,7 @@ def test_wrong_input_claims_nothing(begun: Path, tmp_path: Path):
     wrong = settings(begun, output=str(tmp_path / "run"), train_file=str(tmp_path / "train.json"))
     with pytest.raises(UserError, match=r"train\.json"):
         stages.prepare_teacher(wrong, "command")
-    with pytest.raises(UserError, match="positions"):
+    with pytest.raises(UserError, match="max_position_embeddings 512; choose at most that"):
         stages.prepare_teacher(dataclasses.replace(settings(begun, output=wrong.output), max_seq=600), "command")
     assert not (tmp_path / "run").exists()
 
