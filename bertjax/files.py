@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -67,6 +68,34 @@ def write_file_aside(target: Path, content: bytes | str) -> None:
     target = Path(target)
     with write_files_aside(target) as aside:
         (aside / target.name).write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def locked(target: Path) -> Iterator[None]:
+    """Keep other processes that call this for the same `target` waiting until the block ends.
+
+    The lock is one on `.NAME.lock` beside it, an empty file that stays. A process that dies lets go of it. File systems
+    that know no locks keep nobody waiting.
+
+    Raises:
+      UserError: the place cannot be written.
+      WorkFailed: the disk is full.
+    """
+    path = Path(target).with_name(f".{Path(target).name}.lock")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except OSError as error:
+        raise disk_error(path, error) from None
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise disk_error(path, error) from None
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def repair(target: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from bertjax.data.windows import WindowSettings
 from bertjax.errors import UserError
-from bertjax.files import write_file_aside
+from bertjax.files import locked, write_file_aside
 from bertjax.modeldir.config import BertConfig
 
 STUDENT = "student-int8"  # the directory that is served
@@ -34,15 +34,22 @@ def read_metrics(run: Path) -> dict[str, Any]:
     return _read(Path(run) / "metrics.json", "move it away, and the next stage writes a new one")
 
 
-def update_metrics(run: Path, patch: dict[str, Any]) -> dict[str, Any]:
-    """Merge `patch` into the run's record, key by key at every depth, and write it; returns the merged record.
+def update_metrics(run: Path, patch: dict[str, Any], *, depth: int | None = None) -> dict[str, Any]:
+    """Merge `patch` into the run's record, key by key, and write it; returns the merged record.
+
+    Processes that do this at the same time wait for one another.
+
+    Args:
+      depth: levels of keys that are merged; a value below them replaces its predecessor whole. None: every level.
 
     Raises:
       UserError: `metrics.json` is broken, or cannot be written.
       WorkFailed: the disk is full.
     """
-    merged = _merge(read_metrics(run), patch)
-    write_file_aside(Path(run) / "metrics.json", json.dumps(merged, indent=2) + "\n")
+    path = Path(run) / "metrics.json"
+    with locked(path):
+        merged = _merge(read_metrics(run), patch, depth)
+        write_file_aside(path, json.dumps(merged, indent=2) + "\n")
     return merged
 
 
@@ -74,11 +81,11 @@ def made_stages(metrics: Mapping[str, Any], settings: Mapping[str, Any]) -> dict
     return {stage: figures for stage, figures in metrics.get("stages", {}).items() if stage not in left_out}
 
 
-def _merge(old: dict[str, Any], new: dict[str, Any]) -> dict[str, Any]:
-    merged = dict(old)
+def _merge(old: dict[str, Any], new: dict[str, Any], depth: int | None) -> dict[str, Any]:
+    merged, below = dict(old), None if depth is None else depth - 1
     for key, value in new.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = _merge(merged[key], value) if both else value
+        both = below != 0 and isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value, below) if both else value
     return merged
 
 

@@ -60,7 +60,7 @@ def main() -> None:
     from bertjax.mlperf.conf import find_audit_conf
     from bertjax.mlperf.logs import new_log_root
     from bertjax.mlperf.output import format_result
-    from bertjax.mlperf.result import record_result
+    from bertjax.mlperf.result import try_record
     from bertjax.rundir import newest_student
 
     model = options.model or newest_student()
@@ -87,9 +87,7 @@ def main() -> None:
     )
     result = _find_peak(settings) if options.find_peak else session.run(settings)
     print(format_result(result))
-    recorded = record_result(model, result)
-    if recorded:
-        print(f"Recorded in {recorded}")
+    print(try_record(model, result))
 
 
 def _find_peak(settings: SessionSettings) -> Result:

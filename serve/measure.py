@@ -11,6 +11,7 @@ import argparse
 from pathlib import Path
 
 from bertjax import programs
+from bertjax.errors import UserError, WorkFailed
 
 SCENARIOS = ("Offline", "SingleStream", "Server")
 
@@ -25,6 +26,7 @@ def main() -> None:
     from bertjax import rundir
     from bertjax.mlperf import result, session
     from bertjax.mlperf.logs import new_log_root
+    from bertjax.mlperf.output import format_result
     from bertjax.pipeline import report
     from bertjax.rundir import newest_student
 
@@ -32,6 +34,7 @@ def main() -> None:
     student, teacher = run / rundir.STUDENT, run / "teacher"
     logs = new_log_root(run.resolve().name)
     sessions = [(student, "Offline", "AccuracyOnly")]
+    not_kept: list[str] = []
     sessions += [(model, scenario, "PerformanceOnly") for scenario in SCENARIOS for model in (teacher, student)]
     for model, scenario, mode in sessions:
         settings = session.SessionSettings(
@@ -45,9 +48,21 @@ def main() -> None:
             duration_seconds=options.duration if mode == "PerformanceOnly" else None,
         )
         print(f"{model.name}: {scenario} {mode}", flush=True)
-        result.record_result(model, session.run(settings))
-    print(f"\n{report.stage_table(run)}\n\n{report.loadgen_table(run)}")
-    print(f"\n{report.write_report(run)}: the same with pictures; LoadGen's logs are in {logs}")
+        found = session.run(settings)
+        try:
+            result.record_result(model, found)
+        except (UserError, WorkFailed) as error:
+            not_kept.append(f"Not recorded in the run: {error}")
+            print(format_result(found), flush=True)
+    print(f"LoadGen's logs are in {logs}")
+    if not_kept:  # the tables of the run would be those of earlier sessions
+        print(*dict.fromkeys(not_kept), sep="\n")
+        return
+    print(f"\n{report.stage_table(run)}\n\n{report.loadgen_table(run)}\n")
+    try:
+        print(f"{report.write_report(run)}: the same with pictures")
+    except (UserError, WorkFailed) as error:
+        print(f"No page with pictures: {error}")
 
 
 if __name__ == "__main__":

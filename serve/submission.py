@@ -96,7 +96,7 @@ def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRu
     from bertjax import rundir
     from bertjax.mlperf import session
     from bertjax.mlperf.output import format_result
-    from bertjax.mlperf.result import record_result
+    from bertjax.mlperf.result import try_record
     from bertjax.mlperf.submission import runs
 
     scenarios = options.scenarios.split(",")
@@ -106,7 +106,7 @@ def make_or_collect(options: argparse.Namespace, model: Path) -> list[ScenarioRu
 
     def tell(result: Result) -> None:
         print(format_result(result), flush=True)
-        record_result(model, result)
+        print(try_record(model, result), flush=True)
 
     settings = session.SessionSettings(
         model=model,

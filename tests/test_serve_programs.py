@@ -44,6 +44,21 @@ def test_loadgen_serves_the_newest_student_and_records_it(folder):
     assert (folder / record["performance"]["logs"] / "mlperf_log_detail.txt").exists()
 
 
+def test_a_result_that_the_run_cannot_take_is_printed_and_kept_with_the_logs(folder):
+    lock = folder / "runs/demo/.metrics.json.lock"
+    lock.unlink(missing_ok=True)
+    lock.mkdir()  # stands for a read-only run, for root too
+    before = (folder / "runs/demo/metrics.json").read_bytes()
+    try:
+        done = call(folder, "loadgen.py", "--duration", "0.3", "--backend", "onnxruntime", "--logs", "kept")
+    finally:
+        lock.rmdir()
+    assert done.returncode == 0 and "Samples per second" in done.stdout, done.stderr
+    assert "Not recorded in the run: " in done.stdout and "cannot be written" in done.stdout
+    assert json.loads((folder / "kept/Offline/PerformanceOnly/summary.json").read_text())["performance"]["queries"] == 1
+    assert (folder / "runs/demo/metrics.json").read_bytes() == before
+
+
 def test_audit_passes_and_misses_its_gate(folder):
     arguments = ["--benchmarks=bert-99", "--scenarios=offline", "--backend=onnxruntime"]
     audit = folder / "audit.config"  # as an auditor leaves it

@@ -10,6 +10,7 @@ from typing import Any
 from bertjax import rundir
 from bertjax.data.metrics import Score
 from bertjax.engines.timing.layout import Layout
+from bertjax.errors import UserError, WorkFailed
 from bertjax.files import write_file_aside
 from bertjax.mlperf.conf import (
     OFFICIAL_PERCENTILES,
@@ -120,7 +121,12 @@ class Result:
 
 
 def record_result(model: Path, result: Result) -> Path | None:
-    """Add a result to the `metrics.json` of the model's run, if it is of one; returns that file.
+    """Put a result in the place of its predecessor in the `metrics.json` of the model's run, if it is of one.
+
+    Accuracy, performance and peak are replaced each by itself.
+
+    Returns:
+      That file; None if the model is of no run.
 
     Raises:
       UserError, WorkFailed: the file is broken or cannot be written.
@@ -128,8 +134,21 @@ def record_result(model: Path, result: Result) -> Path | None:
     folder = run_folder(model)
     if folder is None:
         return None
-    rundir.update_metrics(folder, {"loadgen": {result.model: {result.scenario: result.record()}}})
+    rundir.update_metrics(folder, {"loadgen": {result.model: {result.scenario: result.record()}}}, depth=4)
     return folder / "metrics.json"
+
+
+def try_record(model: Path, result: Result) -> str:
+    """`record_result`, and a line that says where the result is or why not.
+
+    A session that went well does not fail with a file that is broken or cannot be written: its result is printed, and
+    in the log folder.
+    """
+    try:
+        path = record_result(model, result)
+    except (UserError, WorkFailed) as error:
+        return f"Not recorded in the run: {error}"
+    return f"Recorded in {path}" if path else f"Not recorded: {model} lies in no run directory"
 
 
 def write_summary(result: Result, timing: Timing | None) -> Path:
