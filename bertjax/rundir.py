@@ -95,6 +95,12 @@ def run_folder(model: Path) -> Path | None:
     return parent if (parent / "metrics.json").exists() else None
 
 
+def full_name(model: Path) -> str:
+    """A model directory's name, behind that of its run if it is of one: `demo-student-int8`."""
+    folder, name = run_folder(model), Path(model).resolve().name
+    return f"{folder.name}-{name}" if folder else name
+
+
 def default_data(model: Path) -> Path:
     """The evaluation file of the model's run.
 

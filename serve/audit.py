@@ -73,7 +73,7 @@ def main() -> None:
 
     for gate in asked if mode in conf.SCORED and not options.audit_test else ():
         judge(0.0, gate, 0)  # a gate that cannot be judged is told before the sessions
-    log_root = options.logs or new_log_root(f"{model.resolve().name}-{'-'.join(asked)}")
+    log_root = options.logs or new_log_root(f"{rundir.full_name(model)}-{'-'.join(asked)}")
 
     def show(result: Result) -> None:
         print(format_result(result), flush=True)

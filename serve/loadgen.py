@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bertjax import programs
+from bertjax.errors import UserError, WorkFailed
 
 if TYPE_CHECKING:
     from bertjax.mlperf.result import Result
@@ -72,7 +73,7 @@ def main() -> None:
         data=options.data or rundir.default_data(model),
         scenario=options.scenario,
         mode=options.mode,
-        log_root=options.logs or new_log_root(model.resolve().name),
+        log_root=options.logs or new_log_root(rundir.full_name(model)),
         windows=windows,
         backend=options.backend,
         streams=options.streams,
@@ -99,11 +100,14 @@ def _find_peak(settings: SessionSettings) -> Result:
     print(PROBE_HEADER, flush=True)
     found = peak.server_peak(settings, lambda probe, offline: print(format_probe(probe, offline), flush=True))
     offline = found.offline.measured.samples_per_second
-    picture = draw_peak(settings.log_root, found.probes, found.bound_seconds, offline)
+    try:
+        picture = f"Picture of the search: {draw_peak(settings.log_root, found.probes, found.bound_seconds, offline)}"
+    except (UserError, WorkFailed) as error:
+        picture = f"Not kept : the picture of the search: {error}"
     print(
         f"Highest VALID rate: {found.probes[-1].rate:.2f} queries/s, {found.probes[-1].rate / offline:.1%} of Offline's"
     )
-    print(f"Picture of the search: {picture}")
+    print(picture)
     return found.confirmed
 
 

@@ -26,7 +26,7 @@ def main() -> None:
     from bertjax import rundir
     from bertjax.mlperf import result, session
     from bertjax.mlperf.logs import new_log_root
-    from bertjax.mlperf.output import format_result
+    from bertjax.mlperf.output import format_result, non_finite_lines
     from bertjax.pipeline import report
     from bertjax.rundir import newest_student
 
@@ -49,6 +49,8 @@ def main() -> None:
         )
         print(f"{model.name}: {scenario} {mode}", flush=True)
         found = session.run(settings)
+        for line in (*non_finite_lines(found), *(f"Not kept : {what}" for what in found.not_kept)):
+            print(line, flush=True)
         try:
             result.record_result(model, found)
         except (UserError, WorkFailed) as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ EFFECTIVE = (  # settings of which a result tells
     *("performance_sample_count", "performance_issue_unique", "performance_issue_same"),
 )
 _EFFECTIVE = "effective_"
+_FULL = 1 << 20  # bytes: a disk with less room than this counts as full
 _MARK = ":::MLLOG"
 
 
@@ -91,9 +93,9 @@ def read_entries(path: Path) -> list[Entry]:
                     raise ValueError(f"it does not begin with {_MARK}")
     except (OSError, ValueError, RecursionError) as error:
         where = f" line {number}:" if number else ""
-        raise WorkFailed(f"{path}:{where} LoadGen's log is not readable ({error})") from None
+        raise WorkFailed(f"{path}:{where} LoadGen's log is not readable ({error}{_if_full(path)})") from None
     if not entries:
-        raise WorkFailed(f"{path}: LoadGen's log is empty")
+        raise WorkFailed(f"{path}: LoadGen's log is empty{_if_full(path)}")
     return entries
 
 
@@ -125,7 +127,7 @@ def read_effective(log_dir: Path) -> dict[str, Any]:
     found = {key.removeprefix(_EFFECTIVE): value for key, value in values.items() if key.startswith(_EFFECTIVE)}
     missing = [key for key in EFFECTIVE if key not in found]
     if missing:
-        why = "; ".join(errors) or "the run ended early"
+        why = _why(log_dir, errors)
         raise WorkFailed(f"{log_dir}/mlperf_log_detail.txt: no {_EFFECTIVE}{missing[0]} in it: {why}")
     return found
 
@@ -144,7 +146,7 @@ def read_performance(log_dir: Path) -> Performance:
     keys |= {name: f"result_{name}_percentile{per_query}_latency_ns" for name in PERCENTILES}
     missing = [key for key in ("result_validity", *keys.values()) if key not in values]
     if missing:
-        why = "; ".join(errors) or "the run ended early"
+        why = _why(log_dir, errors)
         raise WorkFailed(f"{log_dir}/mlperf_log_detail.txt: no {missing[0]} in it: {why}")
     checks = {
         "Performance constraints": "result_perf_constraints_met",
@@ -164,6 +166,18 @@ def read_performance(log_dir: Path) -> Performance:
         target_latency_ns=int(values["effective_target_latency_ns"]) if server else None,
         early_stopping=_lines(values.get("early_stopping_result", "")),
     )
+
+
+def _why(log_dir: Path, errors: tuple[str, ...]) -> str:
+    """The likely reason why a log lacks an entry; LoadGen itself goes on without a word where it cannot write."""
+    return "; ".join(errors) or f"the run ended early{_if_full(log_dir)}"
+
+
+def _if_full(path: Path) -> str:
+    try:
+        return "; the disk is full" if shutil.disk_usage(path).free < _FULL else ""
+    except OSError:
+        return ""
 
 
 def read_peak_rate(log_dir: Path) -> float | None:
@@ -213,7 +227,7 @@ def read_answers(log_dir: Path) -> list[tuple[int, bytes]]:
         entries = json.loads(path.read_text(encoding="utf-8"))
         return [(int(entry["qsl_idx"]), bytes.fromhex(entry["data"])) for entry in entries]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error})") from None
+        raise WorkFailed(f"{path}: LoadGen's log is not readable ({error}{_if_full(path)})") from None
 
 
 def read_logits(log_dir: Path, dataset: Dataset) -> tuple[list[np.ndarray], list[np.ndarray]]:

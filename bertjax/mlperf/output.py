@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bertjax.display import panels, save_svg
+from bertjax.errors import UserError, WorkFailed
 from bertjax.mlperf.logs import PERCENTILES, Performance
 from bertjax.mlperf.peak import Probe
-from bertjax.mlperf.result import SUMMARY, Result
+from bertjax.mlperf.result import SUMMARY, Result, write_summary
 from bertjax.mlperf.timeline import Timing
 
 if TYPE_CHECKING:
@@ -31,7 +34,10 @@ def format_result(result: Result) -> str:
         _RULE,
         "MLPerf Results Summary",
         _RULE,
-        f"Model    : {result.model}",
+        f"Model    : {result.model}{f' of run {result.run}' if result.run else ''}, {_digest(result.model_digest)}",
+        f"Data     : {result.data}, {_digest(result.data_digest)}",
+        f"Samples  : {result.windows} windows of {result.questions} questions",
+        f"Versions : {', '.join(f'{name} {version}' for name, version in result.versions.items())}",
         f"Backend  : {result.description}",
         f"Layout   : {result.layout}",
         f"Scenario : {result.scenario}",
@@ -40,14 +46,57 @@ def format_result(result: Result) -> str:
     if result.audit_conf is not None:
         lines.append(f"Audit    : {result.audit_conf}, stronger than all other settings")
     lines += [f"Note     : {note}" for note in result.notes]
+    lines += non_finite_lines(result)
     if result.performance is not None:
         lines += _performance(result, result.performance)
     if result.accuracy is not None:
         lines += [f"Exact match : {result.accuracy.exact_match:.3f}", f"F1          : {result.accuracy.f1:.3f}"]
-    lines += [f"Logs     : {result.log_dir}", f"Summary  : {result.log_dir / SUMMARY}"]
-    if (result.log_dir / LATENCY).exists():
-        lines.append(f"Picture  : {result.log_dir / LATENCY}")
+    lines.append(f"Logs     : {result.log_dir}")
+    for title, name in (("Summary", SUMMARY), ("Picture", LATENCY)):
+        if (result.log_dir / name).exists():
+            lines.append(f"{title:<9}: {result.log_dir / name}")
+    lines += [f"Not kept : {what}" for what in result.not_kept]
     return "\n".join(lines)
+
+
+def non_finite_lines(result: Result) -> list[str]:
+    """A warning if logits of the session were NaN or infinite, else nothing."""
+    if not result.non_finite:
+        return []
+    return [f"Warning  : {result.non_finite} answers hold NaN or infinite logits: do not trust figures of this model"]
+
+
+def keep_result(result: Result, timing: Timing | None) -> Result:
+    """Draw the session if there is something to draw, and write its summary.
+
+    The result of a run is worth more than files about it: one that cannot be made fails nothing.
+
+    Returns:
+      The result with what could not be kept, in `not_kept`.
+    """
+    with contextlib.suppress(OSError):  # of an earlier session in this folder
+        for name in (SUMMARY, LATENCY):
+            (result.log_dir / name).unlink(missing_ok=True)
+    if timing is not None:
+        try:
+            draw_run(result, timing)
+        except (UserError, WorkFailed) as error:
+            result = _without(result, f"the picture: {error}")
+        except Exception as error:  # whatever a drawing library meets
+            result = _without(result, f"the picture: {type(error).__name__}: {error}")
+    try:
+        write_summary(result, timing)
+    except (UserError, WorkFailed) as error:
+        result = _without(result, f"the summary: {error}")
+    return result
+
+
+def _without(result: Result, what: str) -> Result:
+    return dataclasses.replace(result, not_kept=(*result.not_kept, what))
+
+
+def _digest(digest: str) -> str:
+    return f"sha256 {digest[:16]}"
 
 
 def _performance(result: Result, found: Performance) -> list[str]:

@@ -33,15 +33,19 @@ class Result:
 
     scenario: str
     mode: str
+    run: str | None  # the run directory's name; None: the model lies in none
     model: str
     model_digest: str  # of `store.digest`
+    data: Path
     data_digest: str  # SHA-256 of the data file
+    versions: dict[str, str]  # of Python and of the packages that figures depend on
     backend: str
     description: str
     layout: Layout
     log_dir: Path
     questions: int
-    windows: int
+    windows: int  # LoadGen's samples
+    non_finite: int  # answers that held NaN or infinity
     duration_seconds: float  # the least that LoadGen ran for, of `effective`
     target_qps: float | None  # Server only: the rate that was issued; after FindPeakPerformance the one that was found
     effective: dict[str, Any]  # the settings that held, as LoadGen logged them (`logs.read_effective`)
@@ -50,6 +54,7 @@ class Result:
     resident_bytes: dict[str, int] | None  # of the session's process, at the `start` of the test and at its `end`
     performance: Performance | None
     accuracy: Score | None
+    not_kept: tuple[str, ...] = ()  # files that could not be written, and why
 
     @property
     def measured(self) -> Performance:
@@ -105,6 +110,8 @@ class Result:
     def record(self) -> dict[str, Any]:
         """The run's entry in `metrics.json`, under loadgen / model / scenario."""
         about: dict[str, Any] = {"backend": self.backend, "description": self.description, "logs": str(self.log_dir)}
+        about |= {"model_digest": self.model_digest, "data": str(self.data), "data_digest": self.data_digest}
+        about |= {"samples": self.windows, "non_finite": self.non_finite, "versions": self.versions}
         about["layout"] = dataclasses.asdict(self.layout)
         if self.audit_conf is not None:
             about["audit_conf"] = str(self.audit_conf)
@@ -158,6 +165,7 @@ def write_summary(result: Result, timing: Timing | None) -> Path:
       UserError, WorkFailed: the file cannot be written.
     """
     found: dict[str, Any] = dataclasses.asdict(result) | {
+        "data": str(result.data),
         "log_dir": str(result.log_dir),
         "audit_conf": str(result.audit_conf) if result.audit_conf else None,
         "official_length": result.official_length,

@@ -22,16 +22,17 @@ from bertjax.engines.timing import warmup
 from bertjax.engines.workers import processes
 from bertjax.errors import UserError, WorkFailed
 from bertjax.identity import digest_file
-from bertjax.machine import resident_bytes
+from bertjax.machine import package_versions, resident_bytes
 from bertjax.mlperf import loadgen, prepare
 from bertjax.mlperf.conf import SCORED
 from bertjax.mlperf.logs import read_accuracy, read_effective, read_peak_rate, read_performance
-from bertjax.mlperf.output import draw_run
-from bertjax.mlperf.result import Result, write_summary
+from bertjax.mlperf.output import keep_result
+from bertjax.mlperf.result import Result
 from bertjax.mlperf.session import Confs, SessionSettings, check_counts
 from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
 from bertjax.modeldir import store
+from bertjax.rundir import run_folder
 
 TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
 
@@ -98,8 +99,11 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
     result = Result(
         scenario=effective["scenario"],
         mode=effective["test_mode"],
+        run=folder.name if (folder := run_folder(settings.model)) else None,
         model=settings.model.resolve().name,
         model_digest=store.digest(settings.model),
+        data=settings.data,
+        versions=package_versions(),
         data_digest=digest_file(settings.data),
         backend=backend.name,
         description=backend.description,
@@ -107,6 +111,7 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         log_dir=settings.log_dir,
         questions=len(dataset.examples),
         windows=len(dataset.windows),
+        non_finite=system.non_finite,
         duration_seconds=effective["min_duration_ms"] / 1000,
         target_qps=_issued_rate(settings, effective["target_qps"]),
         effective=effective,
@@ -116,11 +121,7 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         performance=None if settings.mode == "AccuracyOnly" else read_performance(settings.log_dir),
         accuracy=read_accuracy(settings.log_dir, dataset) if settings.mode in SCORED else None,
     )
-    timing = timeline.timing() if settings.mode in TIMED else None
-    write_summary(result, timing)
-    if timing is not None:
-        draw_run(result, timing)
-    return result
+    return keep_result(result, timeline.timing() if settings.mode in TIMED else None)
 
 
 def _run_test(

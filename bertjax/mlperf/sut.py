@@ -47,6 +47,8 @@ class SystemUnderTest:
         self._backend, self._library, self._complete, self._queue = backend, library, complete, queue
         self._multiple = multiple
         self.failure: Exception | None = None
+        self.non_finite = 0  # samples whose logits, padding apart, held NaN or infinity
+        self._counting = threading.Lock()
         self.completed = 0  # samples answered, for a progress bar; rough while several workers count
         threads = backend.calls if ahead else backend.streams
         self._workers = [
@@ -86,5 +88,11 @@ class SystemUnderTest:
         starts, ends = self._backend.infer(*self._library.gather(batch.indices, batch.length))
         logits = np.empty((*starts.shape, 2), np.float32)
         logits[..., 0], logits[..., 1] = starts, ends
-        self._complete(batch.ids, logits, [self._library.sizes[index] for index in batch.indices])
+        sizes = [self._library.sizes[index] for index in batch.indices]
+        if not np.isfinite(logits).all():
+            with self._counting:
+                self.non_finite += sum(
+                    not np.isfinite(row[:size]).all() for row, size in zip(logits, sizes, strict=True)
+                )
+        self._complete(batch.ids, logits, sizes)
         self.completed += len(batch.ids)

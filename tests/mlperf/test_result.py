@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from bertjax.mlperf.result import Result
+from bertjax.engines.timing.layout import Layout
+from bertjax.errors import WorkFailed
+from bertjax.mlperf import output
+from bertjax.mlperf.result import Result, write_summary
 
 OFFICIAL: dict[str, Any] = {
     "min_duration_ms": 600_000,
@@ -69,3 +74,41 @@ def test_a_run_that_logged_less_is_short_whatever_was_asked_for(scenario: str, h
 )
 def test_what_else_is_not_mlperf_confs_is_told(scenario: str, held: dict[str, Any], told: str):
     assert _result(scenario, **held).departures == (told,)
+
+
+def _session(tmp_path: Path, **rest: Any) -> Result:
+    places = {"log_dir": tmp_path, "data": Path("eval.json"), "data_digest": "d" * 64, "model_digest": "e" * 64}
+    about = {"scenario": "Offline", "model": "student-int8", "notes": (), "versions": {}, "effective": OFFICIAL}
+    fields = dict.fromkeys(Result.__dataclass_fields__) | about | places | {"not_kept": (), "non_finite": 0}
+    return Result(**fields | {"layout": Layout(streams=1, threads=1, batch_tokens=8, tried={})} | rest)
+
+
+def _fail(error: Exception) -> Any:
+    def write(*args: Any) -> None:
+        raise error
+
+    return write
+
+
+def test_a_picture_that_cannot_be_made_leaves_the_summary_which_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    (tmp_path / "latency.svg").write_text("of an earlier session")
+    monkeypatch.setattr(output, "write_summary", lambda result, timing: write_summary(result, None))
+    for error in (WorkFailed("latency.svg: the disk is full"), ValueError("Image size of 1x1000000 pixels")):
+        monkeypatch.setattr(output, "draw_run", _fail(error))
+        kept = output.keep_result(_session(tmp_path), timing=object())  # type: ignore[arg-type]
+        (told,) = kept.not_kept
+        assert told.startswith("the picture: ") and told.endswith(str(error))
+    written = json.loads((tmp_path / "summary.json").read_text())
+    assert written["model"] == "student-int8" and written["not_kept"] == [told]
+    shown = output.format_result(kept)
+    assert f"Not kept : {told}" in shown and "Summary  : " in shown and "Picture  : " not in shown
+
+
+def test_a_summary_that_cannot_be_written_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(output, "write_summary", _fail(WorkFailed("summary.json: the disk is full")))
+    kept = output.keep_result(_session(tmp_path, non_finite=3), None)
+    shown = output.format_result(kept)
+    assert "Not kept : the summary: summary.json: the disk is full" in shown and "Summary  : " not in shown
+    assert "Warning  : 3 answers hold NaN or infinite logits" in shown

@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 
 import mlperf_loadgen
 import numpy as np
+import onnxruntime
 import pytest
 
 from bertjax import rundir
@@ -17,7 +19,8 @@ from bertjax.data.windows import WindowSettings
 from bertjax.engines.choose import open_backend
 from bertjax.engines.samples import LENGTH_MULTIPLE, SampleLibrary, read_dataset
 from bertjax.errors import UserError, WorkFailed
-from bertjax.mlperf import gates, loadgen, session
+from bertjax.identity import digest_file
+from bertjax.mlperf import gates, loadgen, logs, session
 from bertjax.mlperf.logs import PERCENTILES, read_detail_log, read_logits, read_performance
 from bertjax.mlperf.output import format_result
 from bertjax.mlperf.result import record_result
@@ -62,6 +65,13 @@ def test_each_scenario_gives_what_loadgen_logged(run_dir, tmp_path, scenario):
     text = format_result(result)
     assert f"Scenario : {scenario}" in text and "99.90 percentile latency (ns)" in text and "short" in text
     assert ("Result is : VALID" in text) == found.valid
+
+
+def test_a_full_disk_is_named_where_loadgens_log_is_cut_short(tmp_path, monkeypatch):
+    (tmp_path / "mlperf_log_detail.txt").write_text("")
+    monkeypatch.setattr(logs.shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1, 1, 0))
+    with pytest.raises(WorkFailed, match="log is empty; the disk is full"):
+        read_performance(tmp_path)
 
 
 def test_a_log_without_its_percentiles_is_told(tmp_path):
@@ -246,9 +256,16 @@ def test_results_and_gates_of_a_run_directory(run_dir, tmp_path):
     assert gates.reference_f1(model, 45)[0] == 90.0
     result = session.run(settings_for(run_dir, tmp_path, mode="AccuracyOnly"))
     assert record_result(model, result) == run_dir / "metrics.json"
+    told = format_result(result)
+    assert f"student-int8 of run {run_dir.name}, sha256 {result.model_digest[:16]}" in told
+    data = run_dir / "eval.json"
+    assert f"{data}, sha256 {digest_file(data)[:16]}\nSamples  : {result.windows} windows of 45 questions" in told
+    assert f"onnxruntime {onnxruntime.__version__}" in told and "Warning" not in told
     written = json.loads((run_dir / "metrics.json").read_text())
     assert written["seed"] == 7  # nothing else is lost
-    assert written["loadgen"]["student-int8"]["Offline"]["accuracy"]["f1"] == result.accuracy.f1
+    recorded = written["loadgen"]["student-int8"]["Offline"]["accuracy"]
+    assert recorded["f1"] == result.accuracy.f1 and recorded["data_digest"] == digest_file(data)
+    assert recorded["samples"] == result.windows and recorded["non_finite"] == 0
     with pytest.raises(UserError, match="give --reference-f1"):
         gates.reference_f1(tmp_path, 45)
 

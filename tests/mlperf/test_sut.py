@@ -51,6 +51,26 @@ def queues(library):
     }
 
 
+class Unsound(Echo):
+    """Echo with NaN in windows of an odd length, and infinity in all padding."""
+
+    def infer(self, input_ids, attention_mask, token_type_ids):
+        starts, ends = super().infer(input_ids, attention_mask, token_type_ids)
+        starts[attention_mask.sum(1) % 2 == 1, 3] = np.nan
+        return starts, np.where(attention_mask, ends, np.inf)
+
+
+@pytest.mark.parametrize("scenario", ["SingleStream", "Server", "Offline"])
+def test_samples_with_nan_or_infinity_are_counted_but_not_those_whose_padding_has_it(library, scenario):
+    queue = queues(library)[scenario]
+    system = SystemUnderTest(Unsound(), library, lambda *answer: None, queue, multiple=8)
+    count = len(library.lengths)
+    system.issue(list(range(count)), list(range(count)))
+    system.close()
+    assert system.failure is None and system.completed == count
+    assert system.non_finite == (library.lengths % 2 == 1).sum() > 0
+
+
 @pytest.mark.parametrize("scenario", ["SingleStream", "Server", "Offline"])
 def test_every_sample_gets_its_own_answer_once(dataset, library, scenario):
     answers = {}
