@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import collections
 import concurrent.futures
+import contextlib
 import hashlib
 import json
 import queue
 import re
-import shutil
 import sys
 import tempfile
 import threading
@@ -21,6 +21,7 @@ from google.protobuf.message import DecodeError
 
 from bertjax import machine
 from bertjax.engines.backend import Backend, Logits, Shape, require
+from bertjax.engines.compiled import kept_models
 from bertjax.errors import UserError
 from bertjax.modeldir.config import INPUTS, OUTPUTS, BertConfig
 from bertjax.onnx.dense import with_signed_activations
@@ -122,12 +123,12 @@ class OpenVINOBackend(Backend):
             settings["PERF_COUNT"] = True
         try:
             key = _cache_key(graph, core, openvino.__version__, arithmetic | {"signed": takes_signed(config)})
-            folder = None if profile else _cache_folder(graph, key)
-            if folder is not None:
-                settings["CACHE_DIR"] = str(folder)
-            # A file as it is comes from the cache without being read.
-            changed = read_served(core, graph, config) if takes_signed(config) else None
-            compiled = core.compile_model(str(graph) if changed is None else changed, "CPU", settings)
+            with contextlib.nullcontext() if profile else kept_models(graph, key) as folder:
+                if folder is not None:
+                    settings["CACHE_DIR"] = str(folder)
+                # A file as it is comes from the cache without being read.
+                changed = read_served(core, graph, config) if takes_signed(config) else None
+                compiled = core.compile_model(str(graph) if changed is None else changed, "CPU", settings)
         except (RuntimeError, DecodeError) as error:
             raise UserError(f"{graph}: OpenVINO refuses it ({_last_line(error)}); export it again") from None
         # A model of one shape is one stream's own: where a model has two streams, each change from one model to another
@@ -216,21 +217,6 @@ def _cache_key(graph: Path, core: Any, version: str, arithmetic: dict[str, Any])
         content = hashlib.file_digest(file, "sha256").hexdigest()
     machine = [core.get_property("CPU", name) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
     return hashlib.sha256(json.dumps([content, version, arithmetic, machine]).encode()).hexdigest()[:16]
-
-
-def _cache_folder(graph: Path, key: str) -> Path | None:
-    """The folder for a compiled model, `<graph>.openvino/<key>`; those of other keys are removed.
-
-    None where it can neither be found nor made: then the graph is compiled every time.
-    """
-    folder = graph.with_name(f"{graph.name}.openvino") / key
-    if not folder.is_dir():
-        try:
-            shutil.rmtree(folder.parent, ignore_errors=True)
-            folder.mkdir(parents=True)
-        except OSError:
-            return None
-    return folder
 
 
 def _last_line(error: Exception) -> str:

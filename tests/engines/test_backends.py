@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 
@@ -12,6 +13,7 @@ from bertjax.engines.kernels import check_engine
 from bertjax.engines.onnxruntime import OnnxRuntimeBackend
 from bertjax.engines.openvino import OpenVINOBackend
 from bertjax.errors import UserError
+from bertjax.identity import digest_file
 from bertjax.modeldir import store
 from bertjax.modeldir.config import BertConfig
 from tests.models import tiny_config, write_random_model
@@ -147,6 +149,38 @@ def test_a_compiled_model_is_kept_and_never_served_stale(tmp_path, inputs):
     assert first.stat().st_size == size
     np.testing.assert_array_equal(OpenVINOBackend(first, config, streams=1, threads=1).infer(*inputs), fresh[1])
     assert not compiled.exists()
+
+
+def _change(content: bytes) -> bytes:
+    """Bytes among the first weights inverted: OpenVINO reads that, and logits are off by 2."""
+    return content[:20_000] + bytes(255 - value for value in content[20_000:30_000]) + content[30_000:]
+
+
+@pytest.mark.parametrize("spoil", [_change, lambda content: content[: len(content) // 2], lambda content: b""])
+def test_a_compiled_model_that_changed_or_broke_is_made_again_and_said(tmp_path, inputs, capsys, spoil):
+    config = tiny_config(quantized=False)
+    write_random_model(tmp_path / "teacher", config, seed=1)
+    graph = choose.cpu_graph(tmp_path / "teacher", config)
+    wanted = OpenVINOBackend(graph, config, streams=1, threads=1).infer(*inputs)
+    (compiled,) = tmp_path.glob("teacher/model.onnx.openvino/*/*")
+    compiled.write_bytes(spoil(compiled.read_bytes()))
+    found = OpenVINOBackend(graph, config, streams=1, threads=1).infer(*inputs)
+    assert "not what OpenVINO compiled here; compiled again" in capsys.readouterr().out
+    np.testing.assert_array_equal(found, wanted)
+    OpenVINOBackend(graph, config, streams=1, threads=1)
+    assert capsys.readouterr().out == ""
+
+
+def test_compiled_models_of_two_layouts_are_both_kept(tmp_path, capsys):
+    config = tiny_config(quantized=False)
+    write_random_model(tmp_path / "teacher", config, seed=1)
+    graph = choose.cpu_graph(tmp_path / "teacher", config)
+    for streams in (1, 2, 1, 2):
+        OpenVINOBackend(graph, config, streams=streams, threads=1)
+    assert capsys.readouterr().out == ""
+    (record,) = tmp_path.glob("teacher/model.onnx.openvino/*.json")
+    compiled = list(record.with_suffix("").iterdir())
+    assert {path.name: digest_file(path) for path in compiled} == json.loads(record.read_text())
 
 
 def test_a_place_that_cannot_be_written_keeps_no_compiled_model(plain_model, inputs):
