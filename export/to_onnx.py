@@ -1,6 +1,9 @@
 """Write a model directory as ONNX: `cpu` for ONNX Runtime and OpenVINO, `trt` for TensorRT.
 
-python export/to_onnx.py --model runs/demo/student-int8
+    python export/to_onnx.py --model runs/demo/student-int8
+
+Flavour `trt`, whose body is float16, is tried in ONNX Runtime on windows of the run's training file, or of random
+tokens; NaN and infinite logits are told.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ def main() -> None:
     if options.output and flavour == "both":
         parser.error("--output names one file; add --flavour cpu or --flavour trt")
 
+    from bertjax.engines.trial import try_graph
     from bertjax.onnx.export import export_onnx, export_twin
     from bertjax.onnx.graph import FLAVOURS
     from bertjax.rundir import newest_student
@@ -40,7 +44,10 @@ def main() -> None:
         return
     for name in FLAVOURS:
         if flavour in (name, "both"):
-            _tell(export_onnx(model, flavour=name, output=options.output))
+            path = export_onnx(model, flavour=name, output=options.output)
+            _tell(path)
+            if name == "trt":
+                print(f"  {try_graph(path, model)}")
 
 
 def _tell(path: Path) -> None:

@@ -46,6 +46,7 @@ def test_to_onnx_takes_the_newest_runs_student(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     found = sorted(str(path.relative_to(tmp_path / "runs")) for path in tmp_path.glob("runs/**/*.onnx"))
     assert found == ["new/student-int8/model.cpu.onnx", "new/student-int8/model.trt.onnx"]
+    assert done.stdout.endswith("  tried on 32 windows of random tokens: all logits are finite\n")
 
 
 def test_without_a_run_one_line_says_what_to_do(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ class Reply:
     end: int | None
     score: float
     logit_sum: float | None  # of the answer's start and end, by which spans of all windows are compared
+    non_finite: int  # windows whose logits held NaN or infinity: they give no answer
     windows: int  # into which text and question were cut
     tokenize_ms: float  # from text and question to padded arrays
     infer_ms: float  # from arrays to logits, all windows
@@ -107,7 +108,10 @@ class Reader:
             seconds += time.perf_counter() - before
             for row, index in enumerate(rows):
                 starts[index], ends[index] = start[row], end[row]
-        span, score, logit_sum = _choose(windows, starts, ends)
+        sound = [index for index, one in enumerate(windows) if _is_finite(starts[index], ends[index], len(one))]
+        span, score, logit_sum = _choose(
+            [windows[index] for index in sound], [starts[index] for index in sound], [ends[index] for index in sound]
+        )
         if span is not None:
             span = whole_clusters(text, *span)
         return Reply(
@@ -116,6 +120,7 @@ class Reader:
             end=span[1] if span else None,
             score=score,
             logit_sum=logit_sum,
+            non_finite=len(windows) - len(sound),
             windows=len(windows),
             tokenize_ms=1e3 * (tokenized - begin),
             infer_ms=1e3 * seconds,
@@ -134,12 +139,16 @@ class Reader:
         return found
 
 
+def _is_finite(starts: np.ndarray, ends: np.ndarray, size: int) -> bool:
+    return bool(np.isfinite(starts[:size]).all() and np.isfinite(ends[:size]).all())
+
+
 def _choose(
     windows: list[Window], start_logits: list[np.ndarray], end_logits: list[np.ndarray]
 ) -> tuple[tuple[int, int] | None, float, float | None]:
     """The best candidate span of all windows, its probability among them, and its logit sum."""
     found = [candidate_spans(*window) for window in zip(windows, start_logits, end_logits, strict=True)]
-    sums = np.concatenate([sums for sums, _ in found]).astype(np.float64)
+    sums = np.concatenate([np.empty(0), *(sums for sums, _ in found)])
     if not len(sums):
         return None, 0.0, None
     best = sums.argmax()

@@ -80,12 +80,15 @@ def format_example(example: Example) -> str:
 
 
 def format_reply(reply: Reply, text: str, *, color: bool) -> str:
-    """Answer and score, the answer's place in the text, and the milliseconds: three lines.
+    """Answer and score, the answer's place in the text, and the milliseconds: three lines, and a warning in a
+    fourth if logits were NaN or infinite.
 
     The answer is marked by `color`, or else by >> and <<.
     """
     parts = "1 window" if reply.windows == 1 else f"{reply.windows} windows"
     times = f"{reply.tokenize_ms:.1f} ms tokenization + {reply.infer_ms:.1f} ms inference, {parts}"
+    if reply.non_finite:
+        times += f"\n  warning: NaN or infinite logits in {reply.non_finite} of them; this model is not sound"
     if reply.start is None or reply.end is None:
         return f"no answer in this text\n  {times}"
     before, after = text[: reply.start], text[reply.end :]

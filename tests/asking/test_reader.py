@@ -51,6 +51,25 @@ def test_score_is_the_probability_over_the_candidate_spans(run, readers):
     assert reply.score == pytest.approx(np.exp(max(sums)) / np.exp(sums).sum(), rel=1e-3)
 
 
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_windows_with_nan_or_infinite_logits_are_counted_and_give_no_answer(readers, monkeypatch, bad):
+    text, infer = "the king of the old city built a bridge " * 30, readers[1]._backend.infer
+    sound = readers[1].answer(text, "who was king")
+    assert sound.windows > 2 and sound.non_finite == 0 and sound.start is not None
+
+    def spoilt(rows, *feed):
+        starts, ends = infer(rows, *feed)
+        whole = feed[0].all(1)  # the last window alone is shorter than the others
+        return np.where(whole[:, None], bad, starts), ends
+
+    monkeypatch.setattr(readers[1]._backend, "infer", spoilt)
+    reply = readers[1].answer(text, "who was king")
+    assert reply.non_finite == sound.windows - 1 and np.isfinite([reply.score, reply.logit_sum]).all()
+    monkeypatch.setattr(readers[1]._backend, "infer", lambda *feed: (np.full(feed[0].shape, bad), infer(*feed)[1]))
+    reply = readers[1].answer(text, "who was king")
+    assert (reply.non_finite, reply.start, reply.score) == (sound.windows, None, 0.0)
+
+
 @pytest.mark.parametrize("word", ["cafe\u0301", "e\u0301", "\u2764\ufe0f", "\U0001f469\u200d\U0001f680", "M\u00fcller"])
 def test_an_answer_keeps_what_belongs_to_its_last_letter(readers, word):
     reply = readers[0].answer(f"\U0001f600{word} ", "who")  # one word, however it is cut
@@ -84,13 +103,23 @@ def test_a_reply_is_shown_in_its_context_and_cannot_steer_the_terminal():
     text = "word " * 60 + "built\nby \x1b[2JIda Keller in 1871 " + "word " * 60
     start = text.index("Ida")
     reply = Reply(
-        answer="Ida Keller", start=start, end=start + 10, score=0.5, logit_sum=3.0, windows=2, tokenize_ms=1, infer_ms=2
+        answer="Ida Keller",
+        start=start,
+        end=start + 10,
+        score=0.5,
+        logit_sum=3.0,
+        non_finite=0,
+        windows=2,
+        tokenize_ms=1,
+        infer_ms=2,
     )
     shown = terminal.format_reply(reply, text, color=False).splitlines()
     assert shown[0] == f"Ida Keller   (score 50.0%, characters {start} to {start + 10})"
     assert "built by  [2J>>Ida Keller<< in 1871 word" in shown[1]
     assert shown[1].startswith("  ... word") and shown[1].endswith("word ...") and len(shown[1]) < 250
     assert shown[2] == "  1.0 ms tokenization + 2.0 ms inference, 2 windows"
+    unsound = terminal.format_reply(dataclasses.replace(reply, non_finite=1), text, color=False).splitlines()
+    assert unsound[:3] == shown and unsound[3].startswith("  warning: NaN or infinite logits in 1 of them")
     nothing = dataclasses.replace(reply, answer="", start=None, end=None)
     assert terminal.format_reply(nothing, text, color=False).startswith("no answer")
 

@@ -65,7 +65,8 @@ function showReply(card, reply, string) {
   part("time").textContent = `${(reply.tokenize_ms + reply.infer_ms).toFixed(1)} ms`;
   const windows = reply.windows === 1 ? "1 window" : `${number.format(reply.windows)} windows`;
   part("parts").textContent =
-    `${reply.tokenize_ms.toFixed(1)} ms tokenization + ${reply.infer_ms.toFixed(1)} ms inference, ${windows}`;
+    `${reply.tokenize_ms.toFixed(1)} ms tokenization + ${reply.infer_ms.toFixed(1)} ms inference, ${windows}` +
+    (reply.non_finite ? `; NaN or infinite logits in ${reply.non_finite}: this model is not sound` : "");
   const box = part("text");
   if (!found) {
     box.textContent = string;
