@@ -80,10 +80,9 @@ def format_example(example: Example) -> str:
 
 
 def format_reply(reply: Reply, text: str, *, color: bool) -> str:
-    """Answer and score, the answer's place in the text, and the milliseconds: three lines, and a warning in a
-    fourth if logits were NaN or infinite.
+    """Answer and score, the answer's place in the text, and the milliseconds: three lines.
 
-    The answer is marked by `color`, or else by >> and <<.
+    A fourth one warns if logits were NaN or infinite. The answer is marked by `color`, or else by >> and <<.
     """
     parts = "1 window" if reply.windows == 1 else f"{reply.windows} windows"
     times = f"{reply.tokenize_ms:.1f} ms tokenization + {reply.infer_ms:.1f} ms inference, {parts}"

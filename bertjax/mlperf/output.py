@@ -67,9 +67,10 @@ def non_finite_lines(result: Result) -> list[str]:
 
 
 def keep_result(result: Result, timing: Timing | None) -> Result:
-    """Draw the session if there is something to draw, and write its summary.
+    """Write the session's summary, and draw the session if there is something to draw.
 
-    The result of a run is worth more than files about it: one that cannot be made fails nothing.
+    The result of a run is worth more than files about it: one that cannot be made fails nothing. The summary comes
+    first, while there is room on the disk, and again if it has to tell of the picture.
 
     Returns:
       The result with what could not be kept, in `not_kept`.
@@ -77,17 +78,21 @@ def keep_result(result: Result, timing: Timing | None) -> Result:
     with contextlib.suppress(OSError):  # of an earlier session in this folder
         for name in (SUMMARY, LATENCY):
             (result.log_dir / name).unlink(missing_ok=True)
-    if timing is not None:
-        try:
-            draw_run(result, timing)
-        except (UserError, WorkFailed) as error:
-            result = _without(result, f"the picture: {error}")
-        except Exception as error:  # whatever a drawing library meets
-            result = _without(result, f"the picture: {type(error).__name__}: {error}")
     try:
         write_summary(result, timing)
     except (UserError, WorkFailed) as error:
         result = _without(result, f"the summary: {error}")
+    if timing is None:
+        return result
+    try:
+        draw_run(result, timing)
+        return result
+    except (UserError, WorkFailed) as error:
+        result = _without(result, f"the picture: {error}")
+    except Exception as error:  # whatever a drawing library meets
+        result = _without(result, f"the picture: {type(error).__name__}: {error}")
+    with contextlib.suppress(UserError, WorkFailed):  # the first one stays where there is no room for this one
+        write_summary(result, timing)
     return result
 
 

@@ -33,6 +33,7 @@ from bertjax.mlperf.sut import SystemUnderTest
 from bertjax.mlperf.timeline import Timeline
 from bertjax.modeldir import store
 from bertjax.rundir import run_folder
+from bertjax.version import __version__
 
 TIMED = ("SubmissionRun", "PerformanceOnly")  # modes of which a picture is drawn: one phase of performance
 
@@ -103,7 +104,7 @@ def _hold(settings: SessionSettings, confs: Confs, open_with: Callable[..., Back
         model=settings.model.resolve().name,
         model_digest=store.digest(settings.model),
         data=settings.data,
-        versions=package_versions(),
+        versions=package_versions() | {"bertjax": __version__},  # of a checkout too, which is not installed
         data_digest=digest_file(settings.data),
         backend=backend.name,
         description=backend.description,

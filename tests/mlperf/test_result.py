@@ -108,7 +108,9 @@ def test_a_picture_that_cannot_be_made_leaves_the_summary_which_says_so(
 
 def test_a_summary_that_cannot_be_written_leaves_the_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(output, "write_summary", _fail(WorkFailed("summary.json: the disk is full")))
-    kept = output.keep_result(_session(tmp_path, non_finite=3), None)
+    monkeypatch.setattr(output, "draw_run", lambda result, timing: (tmp_path / "latency.svg").write_text(""))
+    kept = output.keep_result(_session(tmp_path, non_finite=3), timing=object())  # type: ignore[arg-type]
     shown = output.format_result(kept)
     assert "Not kept : the summary: summary.json: the disk is full" in shown and "Summary  : " not in shown
+    assert "Picture  : " in shown
     assert "Warning  : 3 answers hold NaN or infinite logits" in shown

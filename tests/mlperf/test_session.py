@@ -26,6 +26,7 @@ from bertjax.mlperf.output import format_result
 from bertjax.mlperf.result import record_result
 from bertjax.mlperf.session import SessionSettings
 from bertjax.modeldir.config import BertConfig
+from bertjax.version import __version__
 
 WINDOWS = WindowSettings(max_seq=128, doc_stride=64, max_query=32)
 
@@ -260,7 +261,9 @@ def test_results_and_gates_of_a_run_directory(run_dir, tmp_path):
     assert f"student-int8 of run {run_dir.name}, sha256 {result.model_digest[:16]}" in told
     data = run_dir / "eval.json"
     assert f"{data}, sha256 {digest_file(data)[:16]}\nSamples  : {result.windows} windows of 45 questions" in told
-    assert f"onnxruntime {onnxruntime.__version__}" in told and "Warning" not in told
+    assert (
+        f"onnxruntime {onnxruntime.__version__}" in told and f"bertjax {__version__}" in told and "Warning" not in told
+    )
     written = json.loads((run_dir / "metrics.json").read_text())
     assert written["seed"] == 7  # nothing else is lost
     recorded = written["loadgen"]["student-int8"]["Offline"]["accuracy"]
